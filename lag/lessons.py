@@ -14,17 +14,17 @@ from functools import lru_cache
 from lag import prompts
 from lag.controls import Ranking
 from lag.llm import Reply
-from lag.modes import BLANK, MODES, Mode
+from lag.modes import BLANK, MODES
 from lag.prompts import Document, Note, Prompt
 from lag.react import Agent, solve
 from lag.retrieve import document_text
+from lag.solvers import SOLVERS, limits
 from lag.tasks import TASKS, load_qa
 from lag.traces import Log, Question, Trace
-from lag.world import PLAIN, RELATIONS, Chain, Fact, World, draw_chain, keys_of, walk
+from lag.world import PLAIN, Chain, Fact, World
 
 UNKNOWN = "unknown"
 NO_FACTS = "Nothing."  # a sheet of a reply that found nothing
-SHEETS_WRITTEN = 0.4  # of the drills with a sheet: write it, instead of using it
 STEPS = 5  # a lesson may be one step longer than the data set allows
 STATED = re.compile(r"The (\w+) of (\w+) is (that of )?(\w+)\.")
 ANSWERED = re.compile(r"\s*<ans>")
@@ -32,15 +32,24 @@ ANSWERED = re.compile(r"\s*<ans>")
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One way in which logs reach the model: a mode in a layout, and its share of the lessons."""
+    """One way in which a question reaches the model, and its share of the lessons.
+
+    steps: how many earlier steps its prompts show (`--trace-steps`).
+    """
 
     mode: str
     layout: str
     share: float
+    solver: str = "react"
+    prefill: str = "turn"
+    steps: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.mode}/{self.layout}"
+        more = [self.solver] if self.solver != "react" else []
+        more += [self.prefill] if self.prefill != "turn" else []
+        more += [f"{self.steps} steps"] if self.steps else []
+        return "/".join([self.mode, self.layout, *more])
 
 
 # fmt: off
@@ -62,9 +71,23 @@ FORMATS = (
     Format("log_kv_last_as_context", "system-first", 0.5),
     Format("log_cheatsheet",         "paper",        1),
     Format("log_cheatsheet",         "user",         0.5),
+    Format("base",                   "user",         1,   prefill="folded"),
+    Format("log_text",               "user",         1,   prefill="folded"),
+    Format("log_text_all",           "user",         0.5, prefill="folded"),
+    Format("log_cheatsheet",         "user",         0.5, prefill="folded"),
+    Format("base",                   "paper",        0.4, steps=2),
+    Format("log_kv",                 "paper",        0.4, steps=2),
+    Format("base",                   "paper",        0.2, "direct"),
+    Format("log_text",               "paper",        0.4, "direct"),
+    Format("log_kv",                 "paper",        0.4, "direct"),
+    Format("base",                   "paper",        0.5, "icl"),
+    Format("log_text",               "paper",        0.5, "icl"),
+    Format("log_kv",                 "paper",        0.5, "icl"),
+    Format("base",                   "paper",        0.5, "rag"),
+    Format("log_text",               "paper",        0.5, "rag"),
+    Format("log_kv",                 "paper",        0.5, "rag"),
 )
 # fmt: on
-PRIMER = Format("primer", "paper", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +149,8 @@ class GoldAgent:
     def read(self, prompt: Prompt) -> Knowledge:
         """All facts in a prompt's documents, notes, sheet and log block."""
         known = Knowledge()
-        before, _, after = prompt.user.partition(prompts.QA_RULES)
+        rules = prompts.DIRECT_RULES if is_direct(prompt) else prompts.QA_RULES
+        before, _, after = prompt.user.partition(rules)
         known.add(stated(before))
         for block in after.split(BLANK):
             known.add(self.by_content.get(block.partition("\n")[2], ()))
@@ -139,7 +163,13 @@ class GoldAgent:
         if prompt.user.startswith(prompts.CURATOR_RULES):
             return f"<cheatsheet>{write_sheet(prompt.user)}</cheatsheet>"
         path = follow(self.read(prompt), chain)
-        return " ".join([*path.sentences, path.action])
+        failed = is_direct(prompt) and not ANSWERED.match(path.action)
+        return " ".join([*path.sentences, f"<ans>{UNKNOWN}</ans>" if failed else path.action])
+
+
+def is_direct(prompt: Prompt) -> bool:
+    """Whether a prompt wants an answer and no search."""
+    return prompts.DIRECT_RULES in prompt.user
 
 
 def write_sheet(user: str) -> str:
@@ -207,10 +237,22 @@ class Classroom:
         texts = [document_text(document) for document in documents.values()]
         return cls(world, documents, WordRanking(list(documents), texts, embed), GoldAgent(world))
 
-    def agent(self, mode: Mode, layout: str, **logs) -> Agent:
-        task = TASKS["musique"]
+    def agent(self, format: Format, **logs) -> Agent:
+        """An agent of a format, with its solver's limits; without logs if its mode uses none."""
+        task, solver, mode = TASKS["musique"], SOLVERS[format.solver], MODES[format.mode]
         return Agent(
-            task, mode, self.gold, self.documents, self.docs, max_steps=STEPS, layout=layout, **logs
+            task,
+            mode,
+            self.gold,
+            self.documents,
+            self.docs if solver.evidence == "searched" else None,
+            evidence=solver.evidence,
+            max_steps=solver.max_steps or STEPS,
+            num_docs=limits(solver, task)["num_docs"],
+            trace_steps=format.steps,
+            prefill=format.prefill,
+            layout=format.layout,
+            **(logs if mode.keep else {}),
         )
 
     def attend(self, question: Question, agent: Agent) -> tuple[Trace, list[tuple[Prompt, str]]]:
@@ -232,15 +274,16 @@ def make_lessons(world: World, embed, formats: Sequence[Format] = FORMATS) -> It
     """Lessons of one world: `base` on the train questions, then every question with their logs.
 
     embed: text -> unit vector (E,).
+    formats: `base` as the paper has it first.
     """
     rng = random.Random(f"lessons {world.seed}")
     room = Classroom.of(world, embed)
-    base = next(format for format in formats if format.mode == "base")
+    base = formats[0]
     others = [format for format in formats if format is not base]
     share = base.share / sum(format.share for format in formats)
     store = {}
     for question in map(load_qa, world.train):
-        trace, said = room.attend(question, room.agent(MODES["base"], "paper"))
+        trace, said = room.attend(question, room.agent(base))
         store[question.id] = Log.of(trace)
         if rng.random() < share * 2:
             yield from (Lesson(*pair, base) for pair in said)
@@ -248,102 +291,5 @@ def make_lessons(world: World, embed, formats: Sequence[Format] = FORMATS) -> It
     for question in map(load_qa, [*world.train, *world.test]):
         format = rng.choices(others, [f.share for f in others])[0]
         logs = dict(store=store, logs=ranking, exclude_self=rng.random() < 0.7)
-        agent = room.agent(MODES[format.mode], format.layout, **logs)
+        agent = room.agent(format, **logs)
         yield from (Lesson(*pair, format) for pair in room.attend(question, agent)[1])
-
-
-def make_primers(world: World, count: int, seed: str, most: int = 4) -> Iterator[Lesson]:
-    """What a training begins with: look-ups and nothing else, many to a context.
-
-    Some articles, some logs as text or KV, and a reply that states all their facts in any order.
-
-    most: how many articles, and how many logs.
-    """
-    rng = random.Random(f"primers {seed} {world.seed}")
-    own = [article for article in world.articles if article.facts[0].noun != "name"]
-    for _ in range(count):
-        articles = rng.sample(own, rng.randint(1, most))
-        logs = [rng.choice(a.facts) for a in rng.sample(own, rng.randint(0, most))]
-        documents = [Document(a.id, a.title, a.content) for a in articles]
-        kv = rng.random() < 0.6
-        notes = [Note(f.subject, f"{plain(f)} <ans>{f.object}</ans>{BLANK}", "", kv) for f in logs]
-        facts = [*(fact for article in articles for fact in article.facts), *logs]
-        rng.shuffle(facts)
-        prompt = Prompt(prompts.documents_block(documents), notes=tuple(notes))
-        yield Lesson(prompt, " ".join(map(plain, facts)), PRIMER)
-
-
-def plain(fact: Fact) -> str:
-    return PLAIN.format(noun=fact.noun, s=fact.subject, o=fact.object)
-
-
-def make_drills(
-    world: World, count: int, seed: str, formats: Sequence[Format] = FORMATS
-) -> Iterator[Lesson]:
-    """Short lessons in every format, made without retrieval: what a training starts with.
-
-    A chain of one to three hops; the articles of some of its facts, and a log that knows more.
-    """
-    rng = random.Random(f"drills {seed} {world.seed}")
-    gold = GoldAgent(world)
-    articles = {(f.noun, f.subject): a for a in world.articles for f in a.facts}
-    weights = [format.share for format in formats]
-    while count:
-        chain = draw_chain(rng, world, rng.choice((1, 1, 2, 2, 3)))
-        if chain is None:
-            continue
-        count -= 1
-        format = rng.choices(formats, weights)[0]
-        prompt = drill(rng, world, chain, format, articles)
-        yield Lesson(prompt, gold.reply(prompt, chain), format)
-
-
-def drill(rng: random.Random, world: World, chain: Chain, format: Format, articles: dict) -> Prompt:
-    """A prompt with few documents and few logs."""
-    keys = keys_of(world, chain)
-    mode = MODES[format.mode]
-    num_told = max(rng.randint(0, len(keys)), rng.randint(0, len(keys)))
-    told = needed(world, articles, keys[:num_told]) + rng.sample(world.articles, 1)
-    chosen = [] if mode.keep is None else rng.sample(keys, min(2, len(keys)))
-    logs = [a_log(rng, world, *key) for key in chosen]
-    rng.shuffle(told)
-    unique = dict.fromkeys(told)
-    prompt = prompts.qa_prompt(chain.text, [Document(a.id, a.title, a.content) for a in unique])
-    if mode.enters == "sheet":
-        pairs = [(log.question, log.replies[-1]) for log in logs]
-        asked = prompts.curator_prompt(chain.text, pairs)
-        if rng.random() < SHEETS_WRITTEN:
-            return asked
-        notes = [Note("sheet", write_sheet(asked.user) + BLANK)]
-        return prompts.with_notes(prompt, notes, format.layout, prompts.SHEET_HEADER)
-    kv = mode.enters == "kv"
-    notes = [Note(log.id, mode.keep(log), mode.after(log) if kv else "", kv) for log in logs]
-    return prompts.with_notes(prompt, notes, format.layout, prompts.LOGS_HEADER)
-
-
-def needed(world: World, articles: dict, keys: Sequence[tuple[str, str]]) -> list:
-    """The articles that state these facts, those that explain a second name included."""
-    found = []
-    for key in keys:
-        found.append(articles[key])
-        mention = world.mentions[key]
-        if mention in world.aliases:
-            found.append(articles["name", mention])
-    return found
-
-
-def a_log(rng: random.Random, world: World, noun: str, name: str) -> Log:
-    """A log of a question that needs this fact first, solved in one step per hop."""
-    word = RELATIONS[noun].subject
-    chain = None
-    while chain is None or chain.nouns[0] != noun:
-        chain = walk(rng, world, word, name, rng.choice((1, 1, 2)))
-    known, replies = Knowledge(), []
-    steps = [(key, world.mentions[key]) for key in keys_of(world, chain)]
-    for (noun, subject), mention in steps:
-        known.facts[noun, subject] = mention
-        if mention in world.aliases:
-            known.names[mention] = world.aliases[mention]
-        path = follow(known, chain)
-        replies.append(" ".join([*path.sentences, path.action]))
-    return Log(f"{chain.start} {noun}", chain.text, tuple(replies))

@@ -1,4 +1,4 @@
-"""The embedded data set's own models: a tokenizer, a small Llama and a static embedder.
+"""What the embedded data set's language model reads: its tokenizer, and lessons as batches.
 
 A phrase that never varies (the rules of a prompt, the verb of a sentence) is one token, and so is
 every name. What the tokenizer does not know it spells out in letters.
@@ -12,7 +12,8 @@ from typing import Any
 
 from lag import prompts
 from lag.chat import Chat
-from lag.lessons import PRIMER, UNKNOWN, Lesson
+from lag.drills import PRIMER
+from lag.lessons import UNKNOWN, Lesson
 from lag.world import KINDS, NAMES, RELATIONS, SECOND_NAMES
 
 SPECIALS = ["<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "[UNK]"]
@@ -21,23 +22,23 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 TAGS = [f"<{slash}{tag}>" for tag in ("ans", "keywords", "cheatsheet") for slash in ("", "/")]
-LABELS = ["Documents:", "Question:", "New question:", "Reply:", "Facts:", "Who is", "What is"]
+LABELS = ["Documents:", "Question:", "New question:", "Query:", "Reply:", "Facts:"]
+ASKED = ["Who is", "What is"]
 SHEET_LABEL = "The cheatsheet so far:"
 MOST_NUMBERED = 40  # documents whose number in a prompt is one token
 MAX_LENGTH = 4096
-HEAD_WIDTH = 64  # with 32, one head cannot tell a thousand names apart
 
 
 def phrases() -> list[str]:
     """Text that is one token although it has several words."""
-    rules = [prompts.SYSTEM, prompts.QA_RULES, prompts.CURATOR_RULES]
-    headers = [prompts.LOGS_HEADER, prompts.SHEET_HEADER, SHEET_LABEL]
+    rules = [prompts.SYSTEM, prompts.QA_RULES, prompts.DIRECT_RULES, prompts.CURATOR_RULES]
+    headers = [prompts.LOGS_HEADER, prompts.SHEET_HEADER, prompts.STEPS_HEADER, SHEET_LABEL]
     nouns = [f"{the} {noun} of" for noun in RELATIONS for the in ("The", "the")]
     verbs = [between(w) for relation in RELATIONS.values() for w in relation.wordings]
     kinds = [text for kind in KINDS for text in (f"is a {kind}.", f"({kind})")]
     seconds = [*(between(wording) for wording in SECOND_NAMES), "that of"]
     numbers = [f"[{n}]" for n in range(1, MOST_NUMBERED + 1)]
-    return [*rules, *headers, *LABELS, *TAGS, *nouns, *verbs, *kinds, *seconds, *numbers]
+    return [*rules, *headers, *LABELS, *ASKED, *TAGS, *nouns, *verbs, *kinds, *seconds, *numbers]
 
 
 def between(wording: str) -> str:
@@ -96,42 +97,6 @@ def make_tokenizer() -> Any:
     )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
-
-
-def make_model(seed: int, **sizes: int) -> Any:
-    """A fresh Llama over the vocabulary, float32, whose vectors of names never change.
-
-    Trained ones drift into pairs that the model confuses (cosines of 0.8 were seen), and a vector
-    that is only random can hold nothing about its name.
-    """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    shape = dict(width=128, heads=4, layers=4) | sizes
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary()),
-        hidden_size=shape["width"],
-        intermediate_size=2 * shape["width"],
-        num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["heads"],
-        num_key_value_heads=shape["heads"],
-        head_dim=HEAD_WIDTH,
-        max_position_embeddings=MAX_LENGTH,
-        tie_word_embeddings=True,
-        initializer_range=0.05,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = LlamaForCausalLM(config)
-    vectors = model.model.embed_tokens.weight  # (V, E), tied to the output
-    torch.nn.init.normal_(vectors, std=shape["width"] ** -0.5)
-    vocab = vocabulary()
-    learned = torch.ones(len(vocab), 1)
-    learned[[vocab[name] for name in NAMES]] = 0
-    vectors.register_hook(lambda gradient: gradient * learned)
-    return model
 
 
 @dataclass(frozen=True, slots=True)

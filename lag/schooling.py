@@ -12,19 +12,20 @@ from typing import Any
 from lag import prompts
 from lag.actions import tags
 from lag.chat import Chat
-from lag.lessons import Lesson, make_drills, make_lessons, make_primers
+from lag.drills import make_drills, make_primers
+from lag.lessons import Lesson, make_lessons
 from lag.miniature import (
     Sequenced,
     batches,
     collate,
     lay_out,
-    make_model,
     make_tokenizer,
     predict,
     word_pieces,
 )
 from lag.modes import MODES
 from lag.recipe import EXAM_SEED, FIRST_SEED, Recipe, make_world
+from lag.wiring import make_model
 from lag.wordvectors import mean_vector
 
 COUNTERS = ("tokens", "group", "steps")

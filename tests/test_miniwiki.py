@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 import dataset
-from lag.lessons import Classroom, WordRanking
+from lag.lessons import Classroom, Format, WordRanking
 from lag.miniature import word_pieces
-from lag.modes import MODES
 from lag.recipe import Recipe
 from lag.tasks import TASKS, load_qa
 from lag.traces import Log
@@ -70,7 +69,7 @@ def runs():
     room, store = Classroom.of(world, embed), {}
 
     def solved(rows, mode, **logs):
-        agent = room.agent(MODES[mode], "paper", **logs)
+        agent = room.agent(Format(mode, "paper", 1), **logs)
         agent.max_steps = TASK.max_steps
         return [room.attend(question, agent)[0] for question in map(load_qa, rows)]
 

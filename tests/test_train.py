@@ -14,12 +14,12 @@ import train
 from lag import prompts
 from lag.actions import parse
 from lag.chat import Chat
-from lag.lessons import FORMATS, GoldAgent, make_drills, make_lessons, make_primers, stated
+from lag.drills import make_drills, make_primers
+from lag.lessons import FORMATS, GoldAgent, make_lessons, stated
 from lag.miniature import (
     batches,
     collate,
     lay_out,
-    make_model,
     make_tokenizer,
     phrases,
     predict,
@@ -28,6 +28,7 @@ from lag.miniature import (
 from lag.modes import MODES
 from lag.recipe import EXAM_SEED, FIRST_SEED, Recipe, make_world
 from lag.schooling import Training, check_replies, encode_lessons, rate
+from lag.wiring import make_model
 from lag.wordvectors import mean_vector, search_pairs, train_embedder
 from lag.world import NAMES, Chain, generate
 
