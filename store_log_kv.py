@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"a comma list stores for several: {', '.join(KV_MODES)} (%(default)s)",
     )
     cli.add_flags(parser, "model", "dtype", "device", "trust_remote_code")
-    cli.add_flags(parser, "kv_dtype", "batch_size", "log_store", "log_limit", "data")
+    cli.add_flags(parser, "kv_dtype", "sink", "batch_size", "log_store", "log_limit", "data")
     parser.add_argument("--dry-run", action="store_true", help="only say how much there is to do")
     parser.add_argument(
         "--prune",
@@ -90,14 +90,16 @@ def load_llm(args: argparse.Namespace) -> Any:
     from lag.llm import LLM
 
     trust = args.trust_remote_code
-    return LLM.load(args.model, args.dtype, args.device, trust, kv_dtype=args.kv_dtype)
+    packed = dict(kv_dtype=args.kv_dtype, sink=args.sink)
+    return LLM.load(args.model, args.dtype, args.device, trust, **packed)
 
 
 def jobs_of(logs: Any, mode: Mode, llm: Any) -> list[Job]:
     """What to encode, shortest first; logs that agree in every token are one."""
     jobs = {}
     for past in logs.logs.values():
-        after, keep = llm.content_ids(mode.after(past)), llm.content_ids(mode.keep(past))
+        after = llm.chat.sink + llm.content_ids(mode.after(past))
+        keep = llm.content_ids(mode.keep(past))
         jobs.setdefault((after, keep), Job(past.id, after, keep))
     return sorted(jobs.values(), key=lambda job: job.num_tokens)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from lag.prompts import Note, Prompt
+from lag.prompts import SYSTEM, Note, Prompt
 
 SYSTEM_MARK, USER_MARK = "SYSTEMxCONTENTxMARK", "USERxCONTENTxMARK"
 DATE = "26 Jul 2024"  # templates that print today's date would change the prompt every day
@@ -156,11 +156,14 @@ def plain_copy(tokenizer: Any, control: dict[str, int]) -> Tokenizer:
 class Chat:
     """One tokenizer with its template.
 
+    sink: how many of the first tokens of a chat every KV note is encoded behind; they stand once
+        in front of a prompt's notes.
+
     Raises:
-        ValueError: the tokenizer has no `tokenizers` backend.
+        ValueError: the tokenizer has no `tokenizers` backend, or a chat has fewer such tokens.
     """
 
-    def __init__(self, tokenizer: Any, layout: str = "paper"):
+    def __init__(self, tokenizer: Any, layout: str = "paper", sink: int = 0):
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise ValueError(
                 f"{type(tokenizer).__name__} has no fast tokenizer: expected a model folder with "
@@ -173,6 +176,7 @@ class Chat:
         self.content = plain_copy(tokenizer, self.control)
         self.skeleton = plain_copy(tokenizer, {})
         self.content_ids = lru_cache(maxsize=4096)(self.encode_content)
+        self.sink = self.sink_ids(sink) if sink else ()
 
     def encode_content(self, text: str) -> Ids:
         """Ids of text that somebody wrote: no begin-of-text, no prefix space, no special token."""
@@ -187,21 +191,48 @@ class Chat:
     def encode(self, prompt: Prompt) -> Pieces:
         """Tokenise a prompt in this chat's layout: notes before the chat, or after its system block."""
         cut = self.template
-        opening = self.skeleton_ids(cut.opening, first=True)
-        system = self.content_ids(prompt.system) if prompt.system else ()
-        rest, user = self.skeleton_ids(cut.rest), self.encode_content(prompt.user)
-        if cut.folds:
-            system_block, user = opening, system + self.skeleton_ids("\n\n") + user
-        else:
-            system_block = opening + system + self.skeleton_ids(cut.middle)
+        system_block, rest = self.blocks(prompt.system)
+        user = self.encode_content(prompt.user)
         chat = rest + user + self.skeleton_ids(cut.closing) + self.encode_content(prompt.prefill)
         notes = tuple(self.note_ids(note) for note in prompt.notes)
+        sunk = bool(self.sink) and any(note.kv for note in prompt.notes)
         if self.layout == "system-first":
-            return Pieces(system_block, notes, chat)
-        return Pieces((), notes, system_block + chat)
+            head = max(self.sink, self.begin + system_block, key=len) if sunk else system_block
+            return Pieces(head, notes, chat)
+        return Pieces(self.sink if sunk else (), notes, system_block + chat)
+
+    def blocks(self, system: str) -> tuple[Ids, Ids]:
+        """The chat up to the user's own words: its system block, and what stands behind it."""
+        cut = self.template
+        opening = self.skeleton_ids(cut.opening, first=True)
+        content = self.content_ids(system) if system else ()
+        rest = self.skeleton_ids(cut.rest)
+        if cut.folds:
+            return opening, rest + content + self.skeleton_ids("\n\n")
+        return opening + content + self.skeleton_ids(cut.middle), rest
+
+    @property
+    def begin(self) -> Ids:
+        """Begin-of-text, where a chat begins with neither it nor another control token."""
+        bos, first = self.tokenizer.bos_token_id, sum(self.blocks(SYSTEM), ())[:1]
+        return () if bos is None or set(first) & set(self.control.values()) else (bos,)
+
+    def sink_ids(self, count: int) -> Ids:
+        """What every chat begins with; that draws attention, whatever it says.
+
+        Source: attention sinks (arXiv 2309.17453).
+        """
+        ids = self.begin + sum(self.blocks(SYSTEM), ())
+        if count > len(ids):
+            raise ValueError(
+                f"--sink {count}: a chat with this model begins with {len(ids)} tokens before "
+                "the question; give at most so many"
+            )
+        return ids[:count]
 
     def note_ids(self, note: Note) -> tuple[Ids, Ids]:
-        return (self.content_ids(note.after) if note.kv else ()), self.content_ids(note.keep)
+        after = self.sink + self.content_ids(note.after) if note.kv else ()
+        return after, self.content_ids(note.keep)
 
     def text(self, ids: list[int]) -> str:
         """A reply without special tokens."""

@@ -83,6 +83,8 @@ FLAGS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
                   dict(metavar="N", type=at_least(0), default=0)),
     "kv_dtype": (["--kv-dtype"], "how stored KV keeps its numbers: auto as the model has them, or in fewer bits (see store_log_kv.py --compare)",
                  dict(choices=("auto", "bf16", "int8", "int4"), default="auto")),
+    "sink": (["--sink"], "encode every log behind the first N tokens of a chat, which stand once in front of a prompt's logs (KV modes)",
+             dict(metavar="N", type=at_least(0), default=0)),
     "verbose": (["-v", "--verbose"], "log prompts and replies too, and show tracebacks", dict(action="store_true")),
 }
 # fmt: on

@@ -69,9 +69,10 @@ class LLM:
         name: str = "",
         files: Sequence[Path] = (),
         kv_dtype: str = "auto",
+        sink: int = 0,
     ):
         self.model, self.tokenizer, self.name, self.files = model, tokenizer, name, tuple(files)
-        self.chat, self.kv_dtype = Chat(tokenizer, layout), kv_dtype
+        self.chat, self.kv_dtype = Chat(tokenizer, layout, sink), kv_dtype
         self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
         self.store: Any = None
         self.mover: Any = None
@@ -153,7 +154,8 @@ class LLM:
         def encode(pairs: Sequence[tuple[Ids, Ids]]) -> list[Any]:
             return kv.encode(self.model, self.mover, pairs)
 
-        self.store = KVStore(folder, fingerprint, mode.name, encode, self.kv_dtype)
+        strategy = f"{mode.name}.sink{len(self.chat.sink)}" if self.chat.sink else mode.name
+        self.store = KVStore(folder, fingerprint, strategy, encode, self.kv_dtype)
         return self.store
 
     def content_ids(self, text: str) -> Ids:

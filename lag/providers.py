@@ -24,6 +24,7 @@ def load_model(args: argparse.Namespace) -> Any:
         temperature=args.temperature,
         seed=args.seed,
         kv_dtype=args.kv_dtype,
+        sink=args.sink,
     )
 
 
