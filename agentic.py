@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     logs = parser.add_argument_group("the logs")
     logs.add_argument("--layout", choices=LAYOUTS, help="where logs stand: before the chat (default), after its system block, or, text only, in the user's turn (an endpoint's only one)")
     logs.add_argument("--log-order", choices=ORDERS, default="similar-last", help="order of the logs in the prompt (%(default)s)")
-    cli.add_flags(logs, "log_store", "log_limit", "kv_dtype", "sink")
+    cli.add_flags(logs, "log_store", "log_limit", "kv_dtype", "kv_memory", "kv_disk", "sink")
     logs.add_argument("--log-tokens", type=number(0), default=0, metavar="N", help="at most so many tokens of logs in a prompt; 0: what fits (%(default)s)")
     logs.add_argument("--exclude-self", action="store_true", help="a question may not retrieve its own log")
     logs.add_argument("--min-similarity", type=number(-1, float, most=1), default=-1.0, metavar="X", help="below this cosine no log enters (%(default)s: all do)")

@@ -8,6 +8,7 @@ import difflib
 import json
 import logging
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -57,6 +58,21 @@ def at_least(least: float, kind: type = int, most: float = math.inf) -> Callable
     return check
 
 
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b|b)?", re.IGNORECASE)
+
+
+def size(text: str) -> int:
+    """An argparse type: bytes, such as 500MB, 2GiB or a plain number."""
+    found = SIZE.fullmatch(text.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(
+            f"'{text}': expected a size such as 500MB, 2GiB or a number of bytes"
+        )
+    number, unit, binary = found.groups()
+    power = "kmgt".index(unit.lower()) + 1 if unit else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
 SPLITS = {"train": "seen", "test": "unseen"}
 
 # One row per flag that several scripts read; a script names the rows that it reads.
@@ -85,6 +101,10 @@ FLAGS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
                  dict(choices=("auto", "bf16", "int8", "int4"), default="auto")),
     "sink": (["--sink"], "encode every log behind the first N tokens of a chat, which stand once in front of a prompt's logs (KV modes)",
              dict(metavar="N", type=at_least(0), default=0)),
+    "kv_memory": (["--kv-memory"], "how much KV is held in memory for logs that come again, such as 500MB or 8GiB; the longest unused goes first",
+                  dict(metavar="SIZE", type=size, default="2GiB")),
+    "kv_disk": (["--kv-disk"], "how much KV the data set may keep on disk; the longest unused files of other runs go first; default: no bound",
+                dict(metavar="SIZE", type=size)),
     "verbose": (["-v", "--verbose"], "log prompts and replies too, and show tracebacks", dict(action="store_true")),
 }
 # fmt: on

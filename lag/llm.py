@@ -16,9 +16,11 @@ from typing import Any
 from lag.chat import Chat, Ids, Pieces
 from lag.modes import Mode
 from lag.prompts import Prompt
+from lag.residency import DiskBudget, Keeping, Resident
 
 log = logging.getLogger(__name__)
 
+KEEPING = Keeping()
 NEAR_TIE = 1e-4  # of the largest logit: below this, batched and single runs may differ (rule 7)
 
 
@@ -70,9 +72,12 @@ class LLM:
         files: Sequence[Path] = (),
         kv_dtype: str = "auto",
         sink: int = 0,
+        keeping: Keeping = KEEPING,
     ):
         self.model, self.tokenizer, self.name, self.files = model, tokenizer, name, tuple(files)
         self.chat, self.kv_dtype = Chat(tokenizer, layout, sink), kv_dtype
+        self.keeping, self.resident = keeping, Resident(keeping.memory)
+        self.disk: DiskBudget | None = None
         self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
         self.store: Any = None
         self.mover: Any = None
@@ -155,7 +160,9 @@ class LLM:
             return kv.encode(self.model, self.mover, pairs)
 
         strategy = f"{mode.name}.sink{len(self.chat.sink)}" if self.chat.sink else mode.name
-        self.store = KVStore(folder, fingerprint, strategy, encode, self.kv_dtype)
+        self.disk = self.disk or DiskBudget(folder, self.keeping.disk)
+        budgets = (self.resident, self.disk)
+        self.store = KVStore(folder, fingerprint, strategy, encode, self.kv_dtype, *budgets)
         return self.store
 
     def content_ids(self, text: str) -> Ids:

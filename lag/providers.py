@@ -13,6 +13,7 @@ TIMEOUT = 120.0  # seconds
 
 def load_model(args: argparse.Namespace) -> Any:
     from lag.llm import LLM
+    from lag.residency import Keeping
 
     return LLM.load(
         args.model,
@@ -24,6 +25,7 @@ def load_model(args: argparse.Namespace) -> Any:
         temperature=args.temperature,
         seed=args.seed,
         kv_dtype=args.kv_dtype,
+        keeping=Keeping(args.kv_memory, args.kv_disk),
         sink=args.sink,
     )
 

@@ -17,11 +17,15 @@ from pathlib import Path
 from lag.fingerprint import LAYOUT_VERSION, difference, digest_of
 from lag.kv import KVSpan
 from lag.packing import PACKINGS, as_read, pack
+from lag.residency import DiskBudget, Resident
 from lag.spanfile import Damaged, read_span, span_bytes
 
 log = logging.getLogger(__name__)
 
 STALE_SECONDS = 24 * 3600  # a temporary file of another machine is left alone for so long
+
+# hits: spans that needed no encoding, of which so many from memory
+COUNTS = ("hits", "from_memory", "encoded", "damaged", "unpublished", "evicted")
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -45,11 +49,15 @@ class KVStore:
         strategy: str,
         encode: Callable[[Sequence[Pair]], list[KVSpan]],
         kv_dtype: str = "auto",
+        resident: Resident | None = None,
+        disk: DiskBudget | None = None,
     ):
         """
         folder: of all models and strategies; created when the first span is published.
         encode: makes the spans of (after, keep) token ids.
         kv_dtype: how files keep numbers: `auto` as the model has them, bf16, int8 or int4.
+        resident, disk: budgets that several stores may share; without them no span is held in
+            memory, and files may take any room.
 
         Raises:
             ValueError: the folder of this fingerprint was made by something else; names what.
@@ -58,7 +66,8 @@ class KVStore:
         self.strategy = strategy if kv_dtype == "auto" else f"{strategy}.{kv_dtype}"
         self.root = Path(folder) / fingerprint["digest"]
         self.folder = self.root / self.strategy
-        self.counts = dict.fromkeys(("hits", "encoded", "damaged", "unpublished"), 0)
+        self.resident, self.disk = resident or Resident(), disk or DiskBudget(folder)
+        self.counts = dict.fromkeys(COUNTS, 0)
         self.writable = False
         _check_made_by(self.root / "fingerprint.json", fingerprint)
 
@@ -95,7 +104,7 @@ class KVStore:
 
     def fetch(self, pairs: Sequence[Pair]) -> list[Fetched]:
         """The spans of logs, in order; what is missing or damaged is encoded and published."""
-        found = {pair: self._load(pair) for pair in dict.fromkeys(pairs)}
+        found = {pair: self._find(pair) for pair in dict.fromkeys(pairs)}
         missing = [pair for pair, span in found.items() if span is None]
         self.counts["hits"] += sum(found[pair] is not None for pair in pairs)
         if missing:
@@ -103,6 +112,7 @@ class KVStore:
                 self._publish_or_warn(pair, span)
                 # what a file would give, so that a reply does not depend on who came first
                 found[pair] = as_read(span, self.packing)
+                self.resident.put(self.key(*pair), found[pair])
             self.counts["encoded"] += len(missing)
         fresh = set(missing)
         return [
@@ -114,11 +124,15 @@ class KVStore:
         """Write one span: temporary name, sync, rename.
 
         Raises:
-            OSError: it cannot be written; nothing is left behind.
+            OSError: it cannot be written, or not within the budget; nothing is left behind.
         """
         assert tuple(keep) == span.ids
         self._make_writable()
-        self._write(self.path(after, keep), span_bytes(span, after, self._identity(), self.packing))
+        content = span_bytes(span, after, self._identity(), self.packing)
+        path, before = self.path(after, keep), self.disk.removed
+        self.disk.make_room(path, len(content))
+        self.counts["evicted"] += self.disk.removed - before
+        self._write(path, content)
 
     def _publish_or_warn(self, pair: Pair, span: KVSpan) -> None:
         try:
@@ -126,6 +140,19 @@ class KVStore:
         except OSError as error:
             self.counts["unpublished"] += 1
             log.warning("%s could not be stored: %s", self.path(*pair), error)
+
+    def _find(self, pair: Pair) -> KVSpan | None:
+        """A span from memory, else from its file."""
+        key = self.key(*pair)
+        span = self.resident.get(key)
+        if span is not None:
+            self.counts["from_memory"] += 1
+            return span
+        span = self._load(pair)
+        if span is not None:
+            self.disk.use(self.path(*pair))
+            self.resident.put(key, span)
+        return span
 
     def _load(self, pair: Pair) -> KVSpan | None:
         path = self.path(*pair)
