@@ -12,12 +12,20 @@ from typing import Any
 import numpy as np
 
 from lag.metrics import METRICS, normalize
+from lag.runs import Run
 from lag.scores import Evaluation, Outcome
 from lag.traces import Question
 
 SAMPLES = 1000
+UNFINISHED = {"error", "missing"}
 LEVEL = 95  # percent
-BASELINE = "base"  # the run of this name, or mode, is what others are compared with
+BASELINE = "base"  # runs of this name, or mode, are what others are compared with
+STEPS = "steps"
+# What may explain a difference beside the logs.
+SETTINGS = (
+    "model", "model_digest", "solver", "retriever", "num_docs", "max_steps", "trace_steps",
+    "temperature", "prefill", "questions", "documents", "prompts", "embedder",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +40,13 @@ class Interval:
 class Difference:
     """A mean over the same questions, run minus baseline.
 
+    count: over how many; steps are compared where neither side failed or is missing.
     discordant: questions on which the two differ. interval: None where it would say nothing, that
         is without discordant pairs, or with all questions in one cluster.
     """
 
     value: float
+    count: int
     discordant: int
     interval: Interval | None = None
 
@@ -46,6 +56,7 @@ class Comparison:
     """A run against the baseline, on the questions that both were asked.
 
     only_run, only_baseline: questions left out because the other was not asked them.
+    differences: of every metric, as fractions, and of `steps`.
     clusters, largest: how many clusters of questions were resampled, and the largest one's size.
     p: two-sided exact McNemar test of exact match; it takes questions as independent.
     flips: ids by what became of them, `wrong > right`; unchanged ones are not listed.
@@ -103,15 +114,20 @@ class Resampler:
         self.weights = counts.reshape(samples, self.count).astype(float)  # (S, C)
         self.drawn = self.weights @ self.sizes  # (S,) questions in each sample
 
-    def interval(self, values: np.ndarray) -> Interval | None:
+    def interval(self, values: np.ndarray, counted: np.ndarray | None = None) -> Interval | None:
         """The percentile interval of the mean; None where resampling shows no spread.
 
-        values: (N,) in the order of the questions.
+        values: (N,) in the order of the questions. counted: (N,) whether each enters the mean.
         """
-        if self.count < 2 or np.ptp(values) == 0:
+        kept = values if counted is None else values[counted]
+        if self.count < 2 or len(kept) < 2 or np.ptp(kept) == 0:
             return None
+        drawn = self.drawn
+        if counted is not None:
+            values = np.where(counted, values, 0.0)
+            drawn = self.weights @ np.bincount(self.labels, counted, self.count)  # (S,)
         sums = np.bincount(self.labels, weights=values, minlength=self.count)  # (C,)
-        means = self.weights @ sums / self.drawn  # (S,)
+        means = (self.weights @ sums)[drawn > 0] / drawn[drawn > 0]  # (S,)
         tail = (100 - LEVEL) / 2
         low, high = np.percentile(means, [tail, 100 - tail])
         return Interval(float(low), float(high))
@@ -158,11 +174,23 @@ def intervals(evaluation: Evaluation, sampling: Sampling) -> dict[str, Interval 
     return {metric: resampler.interval(values_of(outcomes, metric)) for metric in METRICS}
 
 
-def difference(values: np.ndarray, resampler: Resampler) -> Difference:
-    """values: (N,) run minus baseline, question by question."""
-    discordant = int(np.count_nonzero(values))
-    interval = resampler.interval(values) if discordant else None
-    return Difference(float(values.mean()), discordant, interval)
+def difference(
+    values: np.ndarray, resampler: Resampler, counted: np.ndarray | None = None
+) -> Difference:
+    """values: (N,) run minus baseline, question by question. counted: (N,) which of them count."""
+    kept = values if counted is None else values[counted]
+    discordant = int(np.count_nonzero(kept))
+    interval = resampler.interval(values, counted) if discordant else None
+    return Difference(float(kept.mean()) if len(kept) else 0.0, len(kept), discordant, interval)
+
+
+def steps_difference(
+    mine: Sequence[Outcome], theirs: Sequence[Outcome], resampler: Resampler
+) -> Difference:
+    """Steps where both sides finished: what failed early, or is missing, did not save any."""
+    ended = [not {a.state, b.state} & UNFINISHED for a, b in zip(mine, theirs, strict=True)]
+    steps = [a.num_steps - b.num_steps for a, b in zip(mine, theirs, strict=True)]
+    return difference(np.array(steps, dtype=float), resampler, np.array(ended))
 
 
 def flips(ids: Iterable[str], run: Evaluation, baseline: Evaluation) -> dict[str, list[str]]:
@@ -198,7 +226,8 @@ def compare(run: Evaluation, baseline: Evaluation, sampling: Sampling) -> Compar
         only_baseline=len(baseline.outcomes) - len(ids),
         clusters=resampler.count,
         largest=int(resampler.sizes.max()),
-        differences={m: difference(values, resampler) for m, values in deltas.items()},
+        differences={m: difference(values, resampler) for m, values in deltas.items()}
+        | {STEPS: steps_difference(mine, theirs, resampler)},
         gained=gained,
         lost=lost,
         p=mcnemar(gained, lost),
@@ -206,17 +235,49 @@ def compare(run: Evaluation, baseline: Evaluation, sampling: Sampling) -> Compar
     )
 
 
-def find_baseline(evaluations: Sequence[Evaluation], wanted: str = "") -> Evaluation | None:
-    """The run to compare with: the one of this name, else the plainest `base`; None if none.
+def differing(run: Run, baseline: Run) -> list[str]:
+    """What else than the logs differs between a run and its baseline, and so may explain it."""
+    values = [(name, run.meta.get(name), baseline.meta.get(name)) for name in SETTINGS]
+    return [
+        f"{name} differs from the baseline's: {mine} instead of {theirs}"
+        for name, mine, theirs in values
+        if mine and theirs and mine != theirs
+    ]
+
+
+def is_plain(run: Run) -> bool:
+    """Whether a run reuses no logs: `base`, or in others' files a solver's bare name."""
+    return BASELINE in (run.name, run.mode) or run.mode == run.solver
+
+
+def plainness(run: Run) -> tuple[int, str]:
+    return len(run.name), run.name
+
+
+def find_baseline(run: Run, runs: Sequence[Run]) -> Run | None:
+    """The run that one is compared with: without logs, made by the same solver; None if none.
+
+    Of several the one whose settings are nearest, of these the plainest. Runs without logs are
+    compared with the plainest of their solver, which is compared with none.
+    """
+    plain = [r for r in runs if is_plain(r) and (not run.solver or r.solver in ("", run.solver))]
+    if is_plain(run):
+        return min(plain, key=plainness, default=None)
+    return min(
+        plain,
+        key=lambda r: (r.solver != run.solver, len(differing(run, r)), plainness(r)),
+        default=None,
+    )
+
+
+def named_baseline(wanted: str, runs: Sequence[Run]) -> Run:
+    """The run of this name.
 
     Raises:
-        ValueError: no run, or several runs, of the wanted name.
+        ValueError: there is none, or there are several.
     """
-    if not wanted:
-        plain = [e for e in evaluations if BASELINE in (e.run.name, e.run.mode)]
-        return min(plain, key=lambda e: (len(e.run.name), e.run.name), default=None)
-    found = [evaluation for evaluation in evaluations if evaluation.run.name == wanted]
+    found = [run for run in runs if run.name == wanted]
     if len(found) != 1:
-        names = ", ".join(evaluation.run.name for evaluation in evaluations)
+        names = ", ".join(run.name for run in runs)
         raise ValueError(f"--baseline {wanted}: {len(found)} runs of that name; there are: {names}")
     return found[0]

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 from lag import tables
 from lag.bundle import Bundle, bundle
-from lag.compare import LEVEL, Difference, Interval
+from lag.compare import LEVEL, STEPS, Difference, Interval
 from lag.figures import FIGURES, inline_svg
 from lag.results import IDENTITY, Evaluator, Result
 from lag.scores import by_number
@@ -66,7 +66,8 @@ def result_cells(result: Result, best: dict[str, float]) -> list[str]:
         interval = result.intervals[name] if name in ("em", "f1") else None
         cells.append(score_cell(metrics[name], best[name], interval))
     cells.append(cell(str(metrics["count"])))
-    cells += [cell(str(metrics[name])) for name in ("answered", "unanswered")]
+    cells.append(cell(str(metrics["answered"]), hint=f"{tables.percent(metrics['answer_rate'])} %"))
+    cells.append(cell(str(metrics["unanswered"])))
     alarms = [metrics["errors"], metrics["missing"]]
     return cells + [cell(str(count), "alarm" if count else "") for count in alarms]
 
@@ -87,30 +88,32 @@ def results_table(same: Sequence[Result]) -> str:
     return table(head, rows, "Scores")
 
 
-def difference_cell(found: Difference) -> str:
-    """A difference, coloured only where its interval leaves out zero."""
-    if not found.discordant:
-        return cell("no discordant pairs")
+def difference_cell(found: Difference, metric: str) -> str:
+    """A difference, coloured only where its interval leaves out zero; fewer steps are better."""
+    spell, sign = tables.spelling(metric), -1 if metric == STEPS else 1
     if found.interval is None:
-        return cell(tables.signed(found.value), hint="one cluster: no interval")
-    low, high = found.interval.low, found.interval.high
+        return cell(escape(tables.difference(found, metric)))
+    low, high = sorted((sign * found.interval.low, sign * found.interval.high))
     kind = "up" if low > 0 else "down" if high < 0 else ""
-    return cell(tables.signed(found.value), kind, bounds(found.interval, tables.signed))
+    return cell(spell(found.value), kind, bounds(found.interval, spell))
 
 
 def comparison_table(same: Sequence[Result]) -> str:
-    """Every run against the baseline; "" if there is none."""
+    """Every run against its baseline; "" if there is none."""
     compared = [result for result in same if result.comparison]
     if not compared:
         return ""
-    shown = [name for name in shown_metrics(same[0]) if name in ("em", "f1")]
-    first = tables.score_head(same[0].evaluation.scorer)[: len(shown)]
-    head = [f"against {compared[0].comparison.baseline}", *first, "gained", "lost",
-            "McNemar p", "same questions", "clusters"]  # fmt: skip
+    scorer = same[0].evaluation.scorer
+    head = ["run", "from", *tables.compared_head(scorer), "gained", "lost", "McNemar p",
+            "same questions", "clusters"]  # fmt: skip
     rows = []
     for result in compared:
         found = result.comparison
-        cells = [difference_cell(found.differences[name]) for name in shown]
+        cells = [cell(escape(found.baseline))]
+        cells += [
+            difference_cell(found.differences[name], name)
+            for name in tables.compared_metrics(scorer)
+        ]
         cells += [
             cell(str(found.gained)),
             cell(str(found.lost)),
@@ -121,7 +124,9 @@ def comparison_table(same: Sequence[Result]) -> str:
             cell(str(found.clusters), hint=f"largest {found.largest}"),
         ]
         rows.append((result.run.name, cells))
-    return "<h3>Against the baseline, in points</h3>" + table(head, rows, "Differences")
+    return "<h3>Differences from the baseline, in points and steps</h3>" + table(
+        head, rows, "Differences"
+    )
 
 
 def flips_table(same: Sequence[Result], number: int) -> str:
@@ -147,8 +152,8 @@ def flip_cell(result: Result, number: int, change: str, count: int) -> str:
 
 
 def cost_table(same: Sequence[Result]) -> str:
-    head = ["per question", "calls", "steps", "prompt tokens", "of them cached", "new tokens",
-            "seconds", "retrieve", "store", "prefill", "decode", "KV read", "KV on disk"]  # fmt: skip
+    head = ["per question", "calls", "steps", "prompt tokens", "cached", "reused", "prefilled",
+            "new tokens", "seconds", "retrieve", "store", "prefill", "decode", "KV read", "KV on disk"]  # fmt: skip
     rows = []
     for result in same:
         cells = tables.cost_cells(result.evaluation.cost, result.kv_stored)

@@ -2,20 +2,30 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lag.catalogue import Catalogue, asked
-from lag.compare import Comparison, Interval, Sampling, compare, find_baseline, intervals
+from lag.compare import (
+    Comparison,
+    Interval,
+    Sampling,
+    compare,
+    differing,
+    find_baseline,
+    intervals,
+    named_baseline,
+)
 from lag.leakage import Leakage, Stores, leakage
 from lag.modes import MODES
 from lag.paths import Paths
 from lag.prompts import Document
 from lag.runs import Run
 from lag.scores import Evaluation, scorer_of
-from lag.tasks import read_documents
+from lag.solvers import DEFAULT_SOLVER, SOLVERS
+from lag.tasks import SPLITS, read_documents
 from lag.traces import natural
 
 log = logging.getLogger(__name__)
@@ -31,7 +41,7 @@ UNSAFE = re.compile(r"[^\w.=+-]+")
 
 @dataclass(slots=True)
 class Result:
-    """One run: scored, and compared with the baseline of its split (None if it is that).
+    """One run: scored, and compared with the baseline of its split and solver (None if it is that).
 
     kv_stored: bytes of its mode's KV on disk, 0 if it has none.
     """
@@ -145,7 +155,7 @@ class Evaluator:
         self.documents: dict[str, Mapping[str, Document]] = {}
 
     def results(self, runs: Sequence[Run], baseline: str = "") -> list[Result]:
-        """All runs, by data set and split, the baseline of each first.
+        """All runs, by data set, split and solver, the baseline of each first.
 
         Raises:
             ValueError: an unknown scorer or baseline, or a row without a gold answer.
@@ -161,9 +171,13 @@ class Evaluator:
         return Evaluation.of(run, scorer_of(run, self.scorer), asked(run, self.catalogue))
 
     def compared(self, evaluations: list[Evaluation], wanted: str) -> list[Result]:
-        baseline = find_baseline(evaluations, wanted)
-        evaluations.sort(key=lambda e: (e is not baseline, place(e.run), natural(e.run.name)))
-        return [self.result(evaluation, baseline) for evaluation in evaluations]
+        """Every run with the wanted baseline, or with the one of its solver."""
+        runs = [evaluation.run for evaluation in evaluations]
+        chosen = named_baseline(wanted, runs) if wanted else None
+        against = {id(run): chosen or find_baseline(run, runs) for run in runs}
+        sides = {id(evaluation.run): evaluation for evaluation in evaluations}
+        evaluations.sort(key=lambda e: (e.run is not chosen, *order(e.run, against[id(e.run)])))
+        return [self.result(e, sides.get(id(against[id(e.run)]))) for e in evaluations]
 
     def result(self, evaluation: Evaluation, baseline: Evaluation | None) -> Result:
         run = evaluation.run
@@ -171,6 +185,8 @@ class Evaluator:
         if baseline and baseline is not evaluation:
             compared = compare(evaluation, baseline, self.sampling)
             run.warnings += differing(evaluation.run, baseline.run)
+        elif not baseline and run.solver:
+            run.warnings.append(lonely(run))
         return Result(
             evaluation,
             intervals(evaluation, self.sampling),
@@ -186,18 +202,20 @@ class Evaluator:
         return self.documents[run.dataset]
 
 
-def place(run: Run) -> int:
-    """Runs stand in the order of the table of modes; unknown ones last."""
-    return [*MODES, run.mode].index(run.mode)
+def place(name: str, table: Iterable[str]) -> int:
+    """Where a name stands in a table; unknown ones last."""
+    return [*table, name].index(name)
 
 
-def differing(run: Run, baseline: Run) -> list[str]:
-    """What else than the logs differs between a run and its baseline, and so may explain it."""
-    names = ("model", "model_digest", "solver", "num_docs", "max_steps", "temperature", "questions",
-             "documents", "prompts", "embedder")  # fmt: skip
-    values = [(name, run.meta.get(name), baseline.meta.get(name)) for name in names]
-    return [
-        f"{name} differs from the baseline's: {mine} instead of {theirs}"
-        for name, mine, theirs in values
-        if mine and theirs and mine != theirs
-    ]
+def order(run: Run, baseline: Run | None) -> tuple[Any, ...]:
+    """Sort key: solver by solver, each baseline first, then in the order of the table of modes."""
+    solver = place(run.solver, SOLVERS)
+    return solver, run.solver, run is not baseline, place(run.mode, MODES), natural(run.name)
+
+
+def lonely(run: Run) -> str:
+    """What to tell of a run that has no baseline, and how to make one."""
+    solver = "" if run.solver == DEFAULT_SOLVER else f" --solver {run.solver}"
+    split = f" --split {run.split}" if run.split in SPLITS else ""
+    made = f"; run: python agentic.py -m base -d {run.dataset}{solver}{split}" if run.task else ""
+    return f"compared with nothing: no run of solver {run.solver} without logs is here{made}"

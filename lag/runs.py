@@ -15,6 +15,7 @@ from typing import Any
 from lag.fields import clip
 from lag.paths import Paths
 from lag.predictions import Predictions, mapping, read_envelope, read_parts
+from lag.solvers import SOLVERS
 from lag.tasks import SPLITS, TASKS, Task
 from lag.traces import Trace, natural, read_json
 
@@ -54,6 +55,11 @@ class Run:
     def mode(self) -> str:
         named = ("mode", "method", "agent", "type")
         return str(next((self.meta[key] for key in named if self.meta.get(key)), self.name))
+
+    @property
+    def solver(self) -> str:
+        """The way its traces were made; others call a run without logs by it; "" if not told."""
+        return str(self.meta.get("solver") or (self.mode if self.mode in SOLVERS else ""))
 
 
 def dataset_called(name: str) -> str:

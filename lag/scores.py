@@ -18,7 +18,7 @@ from lag.runs import Run
 from lag.traces import SECONDS, Question, Trace
 
 STATES = ("right", "wrong", "unanswered", "error", "missing")
-TOKENS = ("prompt_tokens", "cached_tokens", "new_tokens")
+TOKENS = ("prompt_tokens", "cached_tokens", "reused_tokens", "new_tokens")
 DEPTHS = (2, 5, 10)  # documents, in the order in which they entered
 SIMILARITIES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 NO_LOG = "none"
@@ -160,17 +160,20 @@ class Evaluation:
     def cost(self) -> dict[str, Any]:
         """Means per question that has a row: calls (a curator's too), steps, tokens, seconds.
 
-        kv_bytes: KV read into the prompt. encoded: logs whose KV were not in the store.
+        prefilled_tokens: of the prompt what had to be computed, neither cached nor left from the step
+        before. kv_bytes: KV read into the prompt. encoded: logs whose KV were not in the store.
         """
-        costs = [trace.cost for trace in self.traces]
+        costs = [{"reused_tokens": 0, **trace.cost} for trace in self.traces]
         steps = [len(trace.replies) for trace in self.traces]
         mean = {name: average(c[name] for c in costs) for name in ("calls", *TOKENS, "kv_bytes")}
         seconds = {part: average(c["seconds"][part] for c in costs) for part in SECONDS}
         used = [log for t in self.traces for step in t.steps for log in step.logs]
+        prefilled = mean["prompt_tokens"] - mean["cached_tokens"] - mean["reused_tokens"]
         return {
             **mean,
+            "prefilled_tokens": prefilled,
             "steps": average(steps),
-            "computed_tokens": mean["prompt_tokens"] - mean["cached_tokens"] + mean["new_tokens"],
+            "computed_tokens": prefilled + mean["new_tokens"],
             "seconds": {**seconds, "all": sum(seconds.values())},
             "encoded": sum(log.source == "encoded" for log in used) / max(len(self.traces), 1),
         }

@@ -1,13 +1,15 @@
 """Results as plain text tables: percent, one row per run, one block per split."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
 from lag.cli import SPLITS
-from lag.compare import Comparison, Difference, Interval
+from lag.compare import STEPS, Comparison, Difference, Interval
 from lag.results import Result
 
+# A prompt's tokens: placed from a store, left from the step before, computed; then the reply's.
+TOKENS = ("prompt_tokens", "cached_tokens", "reused_tokens", "prefilled_tokens", "new_tokens")
 UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
@@ -25,13 +27,25 @@ def with_interval(value: float, interval: Interval | None) -> str:
     return f"{percent(value)} [{percent(interval.low)}, {percent(interval.high)}]"
 
 
-def difference(found: Difference) -> str:
+def steps(value: float) -> str:
+    return f"{value:+.2f}"
+
+
+def spelling(metric: str) -> Callable[[float], str]:
+    """How a difference in a metric is written: steps as they are, scores in points."""
+    return steps if metric == STEPS else signed
+
+
+def difference(found: Difference, metric: str) -> str:
     """A difference with its interval, or why there is none."""
+    spell = spelling(metric)
+    if not found.count:
+        return "none finished"
     if not found.discordant:
         return "no discordant pairs"
     if found.interval is None:
-        return f"{signed(found.value)} [one cluster]"
-    return f"{signed(found.value)} [{signed(found.interval.low)}, {signed(found.interval.high)}]"
+        return f"{spell(found.value)} [one cluster]"
+    return f"{spell(found.value)} [{spell(found.interval.low)}, {spell(found.interval.high)}]"
 
 
 def p_value(p: float) -> str:
@@ -83,20 +97,30 @@ def score_cells(result: Result) -> list[str]:
 
 def state_cells(result: Result) -> list[str]:
     metrics = result.evaluation.metrics
-    names = ("count", "answered", "unanswered", "errors", "missing")
-    return [str(metrics[name]) for name in names]
+    counts = [str(metrics[name]) for name in ("count", "answered")]
+    failures = [str(metrics[name]) for name in ("unanswered", "errors", "missing")]
+    return [*counts, percent(metrics["answer_rate"]), *failures]
 
 
 def scores_table(results: Sequence[Result]) -> str:
-    states = ["n", "answered", "unanswered", "errors", "missing"]
+    states = ["n", "answered", "answer rate", "unanswered", "errors", "missing"]
     head = ["run", *score_head(results[0].evaluation.scorer), *states]
     return aligned(head, [[r.run.name, *score_cells(r), *state_cells(r)] for r in results])
 
 
+def compared_metrics(scorer: str) -> tuple[str, ...]:
+    """What intervals of differences are shown for."""
+    return ("em", STEPS) if scorer == "choice" else ("em", "f1", STEPS)
+
+
+def compared_head(scorer: str) -> list[str]:
+    return [*score_head(scorer)[: len(compared_metrics(scorer)) - 1], "steps"]
+
+
 def comparison_cells(found: Comparison, scorer: str) -> list[str]:
-    shown = ("em",) if scorer == "choice" else ("em", "f1")
     return [
-        *(difference(found.differences[name]) for name in shown),
+        found.baseline,
+        *(difference(found.differences[name], name) for name in compared_metrics(scorer)),
         f"+{found.gained} -{found.lost}",
         p_value(found.p),
         str(found.count),
@@ -105,20 +129,18 @@ def comparison_cells(found: Comparison, scorer: str) -> list[str]:
 
 
 def comparison_table(results: Sequence[Result]) -> str:
-    """Every run against the baseline, on the same ids; "" if there is nothing to compare."""
+    """Every run against its baseline, on the same ids; "" if there is nothing to compare."""
     scorer = results[0].evaluation.scorer
     rows = [[r.run.name, *comparison_cells(r.comparison, scorer)] for r in results if r.comparison]
     if not rows:
         return ""
-    baseline = next(r.comparison.baseline for r in results if r.comparison)
-    texts = [] if scorer == "choice" else ["F1"]
-    first = "accuracy" if scorer == "choice" else "EM"
-    head = [f"against {baseline}", first, *texts, "changed", "McNemar p", "same ids", "clusters"]
+    head = ["difference", "from", *compared_head(scorer), "changed", "McNemar p", "same ids",
+            "clusters"]  # fmt: skip
     return aligned(head, rows)
 
 
 def cost_cells(cost: dict[str, Any], stored: int) -> list[str]:
-    tokens = [amount(cost[n]) for n in ("prompt_tokens", "cached_tokens", "new_tokens")]
+    tokens = [amount(cost[name]) for name in TOKENS]
     seconds = [
         f"{cost['seconds'][n]:.2f}" for n in ("all", "retrieve", "store", "prefill", "decode")
     ]
@@ -127,8 +149,8 @@ def cost_cells(cost: dict[str, Any], stored: int) -> list[str]:
 
 
 def cost_table(results: Sequence[Result]) -> str:
-    head = ["per question", "calls", "steps", "prompt", "cached", "new", "seconds", "retrieve",
-            "store", "prefill", "decode", "KV read", "KV on disk"]  # fmt: skip
+    head = ["per question", "calls", "steps", "prompt", "cached", "reused", "prefilled", "new",
+            "seconds", "retrieve", "store", "prefill", "decode", "KV read", "KV on disk"]  # fmt: skip
     return aligned(
         head, [[r.run.name, *cost_cells(r.evaluation.cost, r.kv_stored)] for r in results]
     )

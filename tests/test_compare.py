@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lag.catalogue import Catalogue
-from lag.compare import Resampler, Sampling, compare, components, find_baseline, mcnemar
+from lag.compare import (
+    Resampler,
+    Sampling,
+    compare,
+    components,
+    find_baseline,
+    mcnemar,
+    named_baseline,
+)
 from lag.leakage import Stores, leakage
 from lag.paths import Paths
 from lag.runs import Run, read_folder
@@ -200,17 +208,89 @@ def test_the_order_of_rows_changes_nothing():
     assert found == again
 
 
+def run_called(name, mode="", **meta):
+    return Run(name, "wikihop", "test", (), meta={"mode": mode or name, **meta})
+
+
 def test_the_baseline_is_the_plainest_base_or_the_one_asked_for():
-    asked = questions(2)
-    runs = [
-        evaluation(name, asked, ["gold", "bad"], mode=mode)
-        for name, mode in (("log_kv", "log_kv"), ("base_s3", "base"), ("base", "base"))
-    ]
-    assert find_baseline(runs).run.name == "base"
-    assert find_baseline(runs, "log_kv").run.name == "log_kv"
-    assert find_baseline(runs[:1]) is None
+    runs = [run_called("log_kv"), run_called("base_s3", "base"), run_called("base")]
+    assert [find_baseline(run, runs).name for run in runs] == ["base"] * 3
+    assert named_baseline("log_kv", runs).name == "log_kv"
+    assert find_baseline(runs[0], runs[:1]) is None
     with pytest.raises(ValueError, match=r"log_tex.*0 runs.*log_kv, base_s3, base"):
-        find_baseline(runs, "log_tex")
+        named_baseline("log_tex", runs)
+
+
+def test_a_run_is_compared_with_the_base_of_its_own_solver():
+    """The defect: what retrieval in one step lost, told as if logs had lost it."""
+    runs = [
+        run_called(f"{mode}{'' if solver == 'react' else '_' + solver}", mode, solver=solver)
+        for solver in ("react", "rag")
+        for mode in ("base", "log_text")
+    ]
+    found = [find_baseline(run, runs).name for run in runs]
+    assert found == ["base", "base", "base_rag", "base_rag"]
+    assert find_baseline(runs[3], runs[:2]) is None
+
+
+def test_of_several_bases_the_one_with_the_same_settings_counts():
+    runs = [
+        run_called("base", max_steps=8, solver="react"),
+        run_called("base_s3", "base", max_steps=3, solver="react"),
+        run_called("log_kv_s3", "log_kv", max_steps=3, solver="react"),
+        run_called("log_kv_s5", "log_kv", max_steps=5, solver="react"),
+    ]
+    assert [find_baseline(run, runs).name for run in runs[1:]] == ["base", "base_s3", "base"]
+
+
+def test_others_call_a_run_without_logs_by_its_solver():
+    runs = [run_called("rag"), run_called("log_text_rag", solver="rag"), run_called("lmlm")]
+    assert [find_baseline(run, runs).name for run in runs] == ["rag"] * 3
+
+
+# --- steps --------------------------------------------------------------------------------------
+
+
+def stepping(name, asked, counts):
+    """A run that takes so many steps for each question; None failed in its first."""
+    traces = {}
+    for question, count in zip(asked, counts, strict=True):
+        steps = [evaldata.step("<ans>gold</ans>")] * (count or 1)
+        traces[question.id] = evaldata.traced(question, "gold", steps)
+        if count is None:
+            traces[question.id] = evaldata.failed(question)
+    run = Run(name, "wikihop", "test", (), meta={"mode": name}, traces=traces)
+    return Evaluation.of(run, "hotpotqa", asked)
+
+
+def test_steps_are_compared_where_neither_side_failed():
+    """The defect: a question that failed in its first step counted as steps saved."""
+    asked = questions(6)
+    run = stepping("log_kv", asked, [1, 2, None, 1, 3, 2])
+    base = stepping("base", asked, [4, 2, 4, None, 4, 4])
+    found = compare(run, base, Sampling(1)).differences["steps"]
+    assert (found.value, found.count, found.discordant) == (pytest.approx(-6 / 4), 4, 3)
+    assert found.interval.low <= -6 / 4 <= found.interval.high < 0
+
+
+def test_the_interval_of_some_questions_is_that_of_their_mean_in_each_sample():
+    source = np.random.default_rng(7)
+    asked = questions(20, lambda n: (f"part {n // 2}",))
+    values, counted = source.normal(size=20), source.random(20) < 0.6
+    resampler = Resampler(asked, seed=5, samples=200)
+    found = resampler.interval(values, counted)
+    means = []
+    for weights in resampler.weights:
+        drawn = weights[resampler.labels] * counted
+        means.append((drawn * values).sum() / drawn.sum())
+    assert [found.low, found.high] == pytest.approx(np.percentile(means, [2.5, 97.5]))
+
+
+def test_runs_without_a_finished_question_in_common_have_no_steps_to_compare():
+    asked = questions(2)
+    run, base = stepping("log_kv", asked, [1, None]), stepping("base", asked, [None, 1])
+    found = compare(run, base, Sampling(1)).differences["steps"]
+    assert (found.value, found.count, found.interval) == (0, 0, None)
 
 
 # --- leakage ------------------------------------------------------------------------------------

@@ -562,9 +562,9 @@ def test_every_run_of_both_splits_stands_in_one_table(data, tmp_path, capsys):
     assert "wikihop train (seen), scorer hotpotqa" in out
     assert "wikihop test (unseen), scorer hotpotqa" in out
     cells = [line.split() for line in out.splitlines()]
-    firsts = [row[0] for row in cells if row[1:6] == ["100.0"] * 5 and len(row) == 11]
+    firsts = [row[0] for row in cells if row[1:6] == ["100.0"] * 5 and len(row) == 12]
     assert firsts == ["base", "log_text", "log_kv"] * 2
-    assert out.count("no discordant pairs") == 8
+    assert out.count("no discordant pairs") == 12
     written = json.loads(out.splitlines()[-1])["written"]
     assert len(set(written)) == 6 and all(Path(path).is_file() for path in written)
     assert "wikihop_train_log_kv_tiny_seed=1234.json" in {Path(path).name for path in written}
@@ -588,6 +588,62 @@ def test_what_else_differs_from_the_baseline_is_told(data, run):
     evaldata.write_run(data, "test", "log_kv", rows, model="large")
     _, found = run("-d", "wikihop", "--data", data.root)
     assert "model differs from the baseline's: large instead of tiny" in found["meta"]["warnings"]
+
+
+SOLVED = {"react": "", "direct": "_direct", "icl": "_icl", "rag": "_rag"}
+
+
+def write_solvers(paths, bases=SOLVED):
+    """base and log_text of every solver; logs turn every second answer of `rag` right."""
+    for solver, name in SOLVED.items():
+        wrong = [evaldata.traced(q, "x") for q in questions(paths)]
+        if solver in bases:
+            evaldata.write_run(paths, "test", f"base{name}", wrong, mode="base", solver=solver)
+        better = [
+            evaldata.traced(q, q.answers[0] if solver == "rag" and n % 2 else "x")
+            for n, q in enumerate(questions(paths))
+        ]
+        evaldata.write_run(paths, "test", f"log_text{name}", better, mode="log_text", solver=solver)
+
+
+def test_every_solver_is_compared_with_its_own_base(data, run):
+    write_solvers(data)
+    found = run("-d", "wikihop", "--data", data.root)
+    names = [(r["meta"]["run"], r["comparison"] and r["comparison"]["baseline"]) for r in found]
+    assert names == [
+        pair
+        for name in SOLVED.values()
+        for pair in ((f"base{name}", None), (f"log_text{name}", f"base{name}"))
+    ]
+    assert found[-1]["comparison"]["differences"]["em"]["value"] == 0.5
+    assert not any(r["meta"]["warnings"] for r in found)
+
+
+def test_a_baseline_that_is_named_is_every_solvers(data, run):
+    write_solvers(data)
+    found = run("-d", "wikihop", "--data", data.root, "--baseline", "log_text_rag")
+    assert found[0]["meta"]["run"] == "log_text_rag" and found[0]["comparison"] is None
+    assert {r["comparison"]["baseline"] for r in found[1:]} == {"log_text_rag"}
+
+
+def test_a_solver_without_its_base_is_scored_and_told(data, run):
+    write_solvers(data, bases=("react", "icl"))
+    found = {r["meta"]["run"]: r for r in run("-d", "wikihop", "--data", data.root)}
+    assert found["log_text_rag"]["metrics"]["em"] == 0.5
+    assert found["log_text_rag"]["comparison"] is None
+    (told,) = found["log_text_rag"]["meta"]["warnings"]
+    assert told.endswith("run: python agentic.py -m base -d wikihop --solver rag --split test")
+    assert found["log_text_icl"]["comparison"]["baseline"] == "base_icl"
+
+
+def test_what_was_computed_of_a_prompt_is_neither_cached_nor_reused(data, run):
+    asked = questions(data)
+    rows = [
+        evaldata.traced(q, "x", [evaldata.step("<ans>x</ans>", prompt_tokens=70)]) for q in asked
+    ]
+    evaldata.write_run(data, "test", "base", rows)
+    cost = run("-d", "wikihop", "--data", data.root)[0]["cost"]
+    assert (cost["prefilled_tokens"], cost["reused_tokens"]) == (70 - 20, 0)
 
 
 def test_results_are_the_same_each_time(data, tmp_path, capsys):
