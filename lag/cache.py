@@ -26,25 +26,28 @@ def with_room(length: int) -> int:
 
 
 class RoomyLayer(DynamicLayer):
-    """The keys and values of one layer, with room behind them.
+    """The keys and values of one layer, with room behind them, and for more rows.
 
-    keys, values: the tokens so far, (B, H, T, D); the beginnings of `buffers`.
+    buffers: (S, H, capacity, D) each, S at least the rows in flight. In front of a row's tokens
+        lies nothing that is not finite: masked out, it still is multiplied by zero.
+    keys, values: the tokens so far, (B, H, T, D): the first B rows of the buffers, up to `end`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.buffers: tuple[Tensor, Tensor] | None = None
+        self.end = 0
 
     @classmethod
     def of(cls, buffers: tuple[Tensor, Tensor], length: int) -> "RoomyLayer":
         """A layer whose first `length` tokens lie in the buffers (B, H, capacity, D)."""
         layer = cls()
-        layer._show(buffers, length)
+        layer._show(buffers, len(buffers[0]), length, length)
         return layer
 
-    def _show(self, buffers: tuple[Tensor, Tensor], length: int) -> None:
-        self.buffers = buffers
-        self.keys, self.values = (buffer[:, :, :length] for buffer in buffers)
+    def _show(self, buffers: tuple[Tensor, Tensor], rows: int, width: int, end: int) -> None:
+        self.buffers, self.end = buffers, end
+        self.keys, self.values = (buffer[:rows, :, end - width : end] for buffer in buffers)
         self.dtype, self.device = self.keys.dtype, self.keys.device
         self.is_initialized = True  # without it a length of 0 is reported
 
@@ -52,27 +55,57 @@ class RoomyLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append tokens; called by the model's attention."""
-        new, start = (key_states, value_states), self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if self.buffers is None or end > self.buffers[0].shape[-2]:
-            larger = buffers_like(new, len(key_states), with_room(end))
-            for buffer, old in zip(larger, (self.keys, self.values), strict=True):
-                if start:
-                    buffer[:, :, :start] = old
-            self.buffers = larger
+        new, width = (key_states, value_states), self.get_seq_length()
+        rows, more = len(key_states), key_states.shape[-2]
+        if self.buffers is None:
+            room = with_room(more)
+            self._show(buffers_like(new, rows, room), rows, 0, 0)
+        elif self.end + more > self.buffers[0].shape[-2]:
+            slots = len(self.buffers[0])
+            to = with_room(width) if slots > 1 else width  # longer rows may join
+            self._move(slots, to, with_room(to + more))
+        end = self.end + more
         for buffer, states in zip(self.buffers, new, strict=True):
-            buffer[:, :, start:end] = states
-        self._show(self.buffers, end)
-        return (self.keys, self.values) if start else new
+            buffer[:rows, :, self.end : end] = states
+        self._show(self.buffers, rows, width + more, end)
+        return (self.keys, self.values) if width else new
 
-    def keep(self, rows: list[int], width: int) -> None:
-        """Keep only these rows, in this order, and their last `width` tokens."""
-        old = self.keys[:, :, -width:], self.values[:, :, -width:]
-        buffers = buffers_like(old, len(rows), with_room(width))
+    def _move(self, slots: int, end: int, capacity: int) -> None:
+        """Copy all rows, so that they end at `end`, to new memory for more of them."""
+        old, (rows, _, width, _) = (self.keys, self.values), self.keys.shape
+        buffers = tuple(
+            part.new_zeros(slots, part.shape[1], capacity, part.shape[-1]) for part in old
+        )
         for buffer, states in zip(buffers, old, strict=True):
-            for to, row in zip(buffer, rows, strict=True):
-                to[:, :width] = states[row]
-        self._show(buffers, width)
+            buffer[:rows, :, end - width : end] = states
+        self._show(buffers, rows, width, end)
+
+    def arrange(
+        self, order: Sequence[int], joining: Sequence[tuple[Tensor, Tensor]], width: int, slots: int
+    ) -> None:
+        """Make row k what `order[k]` names: a row of now, or, counted on from these, a new one.
+
+        joining: keys and values (H, T, D) of each new row. width: tokens of the longest row.
+        slots: how many rows there is going to be room for.
+        """
+        count = len(self.keys)
+        if len(order) > len(self.buffers[0]) or width > self.end:
+            end = with_room(max(width, self.get_seq_length()))
+            self._move(max(slots, len(order)), end, with_room(end))
+        moved = {to: row for to, row in enumerate(order) if row < count and row != to}
+        for buffer in self.buffers if moved else ():
+            seen = buffer[:, :, : self.end]
+            seen[list(moved)] = seen[list(moved.values())]
+        for to, row in enumerate(order):
+            if row >= count:
+                self._enter(to, joining[row - count])
+        self._show(self.buffers, len(order), width, self.end)
+
+    def _enter(self, row: int, pair: tuple[Tensor, Tensor]) -> None:
+        for buffer, states in zip(self.buffers, pair, strict=True):
+            start = self.end - states.shape[-2]
+            buffer[row, :, :start] = 0
+            buffer[row, :, start : self.end] = states
 
     def shift_right(self, shifts: list[int], width: int) -> None:
         """Move the padding at the right end of each row to its left end, down to a width."""
@@ -80,8 +113,7 @@ class RoomyLayer(DynamicLayer):
             for row, shift in zip(states, shifts, strict=True):
                 if shift:
                     row.copy_(row.roll(shift, -2))
-        start = self.get_seq_length() - width
-        self._show(tuple(buffer[:, :, start:] for buffer in self.buffers), width)
+        self._show(self.buffers, len(shifts), width, self.end)
 
 
 class RoomyCache(DynamicCache):
@@ -106,16 +138,15 @@ def buffers_like(
 def placed(
     rows: Sequence[Any], width: int, capacity: int, mover: Mover, heads: dict[tuple, list]
 ) -> RoomyCache:
-    """A cache of the rows' heads and spans, at the right end of `width` tokens.
+    """A cache of what the rows kept, their heads and spans, at the right end of `width` tokens.
 
-    rows: `kv.Row`, of which at least one has spans.
+    rows: `kv.Row`, of which at least one has spans or keeps something.
+    mover: None where no row has spans.
     heads: per head of the rows its keys and values (H, T, D) per layer.
     """
-    angles = mover.angles(torch.arange(width))
-    like = next(span for row in rows for span in row.spans)
+    angles = mover.angles(torch.arange(width)) if mover else []
     layers = []
-    for index, device in enumerate(mover.devices):
-        pair = like.keys[index], like.values[index]
+    for index, (pair, device) in enumerate(likes(rows, mover)):
         buffers = buffers_like(pair, len(rows), capacity, device)
         for row, keys, values in zip(rows, *buffers, strict=True):
             start = width - row.num_prefix
@@ -123,6 +154,15 @@ def placed(
             write_prefix(row, index, keys[:, start:], values[:, start:], mover, angles, heads)
         layers.append(RoomyLayer.of(buffers, width))
     return RoomyCache(layers)
+
+
+def likes(rows: Sequence[Any], mover: Mover | None) -> list[tuple]:
+    """Per layer a pair of keys and values like those of the rows, and where the layer keeps its."""
+    kept = next((row.kept for row in rows if row.kept), None)
+    if kept:
+        return [(pair, pair[0].device) for pair in kept.layers]
+    span = next(span for row in rows for span in row.spans)
+    return list(zip(zip(span.keys, span.values, strict=True), mover.devices, strict=True))
 
 
 def write_prefix(
@@ -134,16 +174,23 @@ def write_prefix(
     angles: list,
     heads: dict[tuple, list],
 ) -> None:
-    """Write a row's head and its spans, from position 0 on, into a layer's memory (H, T, D)."""
-    place = len(row.before)
+    """Write what a row kept, or its head, and its spans into a layer's memory (H, T, D)."""
+    ready = row.kept.layers if row.kept else heads.get(row.before)
+    place = row.kept.length if row.kept else len(row.before)
     if place:
-        keys[:, :place], values[:, :place] = heads[row.before][layer]
-    for span in row.spans:
+        keys[:, :place], values[:, :place] = ready[layer]
+    for span in row.placed:
         here = slice(place, place + len(span.ids))
         turn = angles[layer] and tuple(part[..., here, :] for part in angles[layer])
         mover.write(layer, span.keys[layer], turn, keys[:, here])
         values[:, here] = span.values[layer]
         place = here.stop
+
+
+def empty_like(cache: RoomyCache) -> RoomyCache:
+    """A cache without rows, of the same layers."""
+    parts = [(layer.keys[:0, :, :0], layer.values[:0, :, :0]) for layer in cache.layers]
+    return RoomyCache([RoomyLayer.of(part, 0) for part in parts])
 
 
 def joined(caches: Sequence[RoomyCache], order: list[int]) -> RoomyCache:

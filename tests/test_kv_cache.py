@@ -54,7 +54,7 @@ def test_growing_keeps_what_was_written():
     assert len(places) <= 400 // MIN_ROOM + 1
 
 
-def test_rows_that_stay_are_copied_with_room():
+def test_rows_that_stay_keep_their_memory():
     decoder, logits = start()
     expected = decoder.cache.layers[1].keys[1, :, -4:].clone()
     decoder.select([1])

@@ -1,0 +1,224 @@
+"""A batch of sequences in flight: start them, let them join and leave, write token by token.
+
+Every call of a model states its positions and its mask; no row is ever shifted by another row's
+padding.
+
+Shapes: B batch, T tokens, H key/value heads, D head dim, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from lag.cache import RoomyCache, empty_like, joined, placed, with_room
+from lag.gate import UNBOUNDED, fill, holds_plain_kv, max_positions, right_padded, spread, takes
+from lag.rotary import Mover
+from lag.spans import TOKENS_PER_FORWARD, Row, batches
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Started:
+    """Rows that were computed beside a batch, and may join it.
+
+    caches: of which each holds the rows that `groups` has at the same place.
+    """
+
+    lengths: list[int]
+    groups: list[list[int]]
+    caches: tuple[DynamicCache, ...]
+
+    def layer(self, index: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (H, T, D) of one layer, for each row."""
+        found = {}
+        for group, cache in zip(self.groups, self.caches, strict=True):
+            layer = cache.layers[index]
+            for at, row in enumerate(group):
+                own = slice(layer.keys.shape[-2] - self.lengths[row], None)
+                found[row] = layer.keys[at, :, own], layer.values[at, :, own]
+        return [found[row] for row in range(len(found))]
+
+
+class Decoder:
+    """A batch of sequences in flight.
+
+    After every call each row lies contiguous at the right end of the cache (see `cache`).
+    """
+
+    tokens_per_forward = TOKENS_PER_FORWARD
+
+    def __init__(self, model: nn.Module, mover: Mover | None = None, slots: int = 1):
+        """
+        mover: from `check_movable`; None means that no row may have spans.
+        slots: for how many rows memory is taken once rows join.
+        """
+        self.slots = slots
+        self.model = model
+        self.mover = mover
+        self.max_length = max_positions(model)  # of this batch: spans may lower it
+        self.plain = holds_plain_kv(model)
+        self.takes_positions = takes(model, "position_ids")
+        # Mamba's name for it; an unknown name would be swallowed, and every step start anew
+        self.cache_argument = "cache_params" if takes(model, "cache_params") else "past_key_values"
+        if not takes(model, self.cache_argument):
+            raise ValueError(f"{model.config.model_type} takes no cache; use another model")
+        self.cache: DynamicCache | None = None
+        self.lengths: list[int] = []
+
+    @torch.no_grad()
+    def prefill(self, rows: Sequence[Row]) -> Tensor:
+        """Start a new batch; return the logits (B, V) of each row's last token.
+
+        Raises:
+            ValueError: a row is too long or has no tail, or the model cannot take these rows.
+        """
+        self.lengths, self.cache = [], None
+        logits, started = self.start(rows)
+        self._adopt(started)
+        return logits
+
+    @torch.no_grad()
+    def start(self, rows: Sequence[Row]) -> tuple[Tensor, Started]:
+        """Compute rows beside the batch, which stays as it is; logits (B, V) of each last token.
+
+        Raises:
+            ValueError: as `prefill`.
+        """
+        self._check(rows)
+        groups = list(batches([len(row.fresh) for row in rows], self.tokens_per_forward))
+        logits, caches = zip(*(self._start([rows[i] for i in group]) for group in groups))
+        order = torch.tensor([i for group in groups for i in group]).argsort().tolist()
+        return torch.cat(logits)[order], Started([len(row) for row in rows], groups, caches)
+
+    def arrange(self, order: Sequence[int], started: Started | None = None) -> None:
+        """Make row k of the batch what `order[k]` names; the rest leaves.
+
+        order: a row of now, or, counted on from these, one of those started.
+        """
+        joining = started.lengths if started else []
+        if joining and not self.lengths and list(order) == list(range(self.slots)):
+            return self._adopt(started)
+        lengths = self.lengths + joining
+        self.lengths = [lengths[row] for row in order]
+        width = max(self.lengths, default=0)
+        if not order:
+            self.cache = None
+            return None
+        if self.cache is None:
+            self.cache = empty_like(started.caches[0])
+        for index, layer in enumerate(self.cache.layers):
+            pairs = started.layer(index) if started else ()
+            layer.arrange(order, pairs, width, self.slots)
+        return None
+
+    def _adopt(self, started: Started) -> None:
+        """Go on with rows that were started, in the memory that they were computed in."""
+        order = torch.tensor([i for group in started.groups for i in group]).argsort().tolist()
+        self.lengths, self.cache = started.lengths, joined(started.caches, order)
+
+    def beginning(self, row: int, length: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Per layer the keys and values (H, T, D) of a row's first tokens, where they lie."""
+        end = length - self.lengths[row] or None
+        return tuple(
+            (
+                layer.keys[row, :, -self.lengths[row] : end],
+                layer.values[row, :, -self.lengths[row] : end],
+            )
+            for layer in self.cache.layers
+        )
+
+    @torch.no_grad()
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Append one token (B,) to each row; return the logits (B, V) after it.
+
+        Raises:
+            ValueError: a row has reached the model's length.
+        """
+        if max(self.lengths) >= self.max_length:
+            raise ValueError(
+                f"a sequence has reached the {self.max_length} tokens that this model takes; "
+                "ask for fewer new tokens"
+            )
+        device, width = self.model.device, max(self.lengths) + 1
+        positions = torch.tensor(self.lengths, device=device)[:, None]
+        self.lengths = [length + 1 for length in self.lengths]
+        starts = [width - length for length in self.lengths]
+        mask = spread(starts, [width] * len(starts), width, device)
+        return self._forward(tokens.to(device)[:, None], self.cache, mask, positions)[:, -1]
+
+    def select(self, rows: list[int]) -> None:
+        """Keep only these rows, in this order."""
+        if rows != list(range(len(self.lengths))):
+            self.arrange(rows)
+
+    def _check(self, rows: Sequence[Row]) -> None:
+        if self.mover is None and any(row.spans for row in rows):
+            raise ValueError("KV spans need a model that passed the gate; call check_movable first")
+        fixed = self.mover.max_length if any(row.spans for row in rows) else UNBOUNDED
+        before = self.max_length if self.lengths else max_positions(self.model)
+        self.max_length = min(before, fixed)
+        longest = max(map(len, rows))
+        if longest > self.max_length:
+            raise ValueError(
+                f"a prompt of {longest} tokens is longer than the {self.max_length} tokens that "
+                "this model takes; leave out logs or documents"
+            )
+        if not all(row.tail for row in rows):
+            raise ValueError("a row without a token after its spans has nothing to predict from")
+        if not self.plain and len(rows) + len(self.lengths) > 1:
+            raise ValueError(
+                f"{self.model.config.model_type} keeps more than keys and values, which padding "
+                "would change; run it one at a time: --batch-size 1"
+            )
+
+    def _forward(self, ids, cache, mask, positions, **more) -> Tensor:
+        if self.takes_positions:
+            more["position_ids"] = positions
+        more[self.cache_argument] = cache
+        return self.model(input_ids=ids, attention_mask=mask, use_cache=True, **more).logits
+
+    def _start(self, rows: Sequence[Row]) -> tuple[Tensor, DynamicCache]:
+        """Logits (B, V) after each row, and the rows' cache, contiguous at its right end."""
+        device = self.model.device
+        ids, _ = right_padded([row.fresh for row in rows], device)
+        width = max(row.num_prefix for row in rows)
+        starts = [width - row.num_prefix for row in rows]
+        ends = [width + len(row.fresh) for row in rows]
+        mask = spread(starts, ends, width + ids.shape[1], device)
+        ordinals = torch.arange(width, width + ids.shape[1], device=device)
+        # padding repeats the last position: a learned table may have no further one
+        ordinals = ordinals.minimum(torch.tensor(ends, device=device)[:, None] - 1)
+        positions = ordinals - torch.tensor(starts, device=device)[:, None]
+        last = sorted({len(row.fresh) - 1 for row in rows})
+        kept = torch.tensor(last, device=device)
+        cache = self._placed(rows, width, with_room(width + ids.shape[1]))
+        logits = self._forward(ids, cache, mask, positions, logits_to_keep=kept)
+        shifts = [ids.shape[1] - len(row.fresh) for row in rows]
+        for layer in cache.layers if any(shifts) else ():
+            layer.shift_right(shifts, max(map(len, rows)))
+        column = [last.index(len(row.fresh) - 1) for row in rows]
+        return logits[list(range(len(rows))), column], cache
+
+    def _placed(self, rows: Sequence[Row], width: int, capacity: int) -> DynamicCache:
+        """A cache of the rows' heads and placed spans, at its right end."""
+        if not self.plain:
+            return DynamicCache(config=self.model.config)
+        if not width:
+            return RoomyCache()
+        return placed(rows, width, capacity, self.mover, _heads(self.model, rows))
+
+
+def _heads(model: nn.Module, rows: Sequence[Row]) -> dict[tuple[int, ...], list[tuple]]:
+    """Per distinct head its keys and values, (H, T, D), per layer; each is computed once."""
+    heads = list(dict.fromkeys(row.before for row in rows if row.before))
+    found = {}
+    for group in batches([len(head) for head in heads]):
+        layers = fill(model, [heads[i] for i in group]).layers
+        for row, head in enumerate(heads[i] for i in group):
+            width = len(head)
+            found[head] = [
+                (layer.keys[row, :, :width], layer.values[row, :, :width]) for layer in layers
+            ]
+    return found
