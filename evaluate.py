@@ -1,7 +1,7 @@
 """Score runs by their data set's official rule, compare them with a baseline, report.
 
 python evaluate.py -d wikihop                                # every run found there
-python evaluate.py -d wikihop --report report.html --figures figures
+python evaluate.py -d wikihop --report report.html --figures figures --table table.md
 python evaluate.py --preds data/wikihop/preds/test/{base,log_kv}/preds.json --baseline base
 python evaluate.py --input-dir preds --split test --seed 1 --batch-size 50 -d musique
 """
@@ -24,6 +24,7 @@ from lag.runs import (
 )
 from lag.tasks import SPLITS
 
+TABLES = (".csv", ".md", ".tex")
 INPUTS = ("preds", "pattern", "input_dir")
 
 
@@ -47,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     out = parser.add_argument_group("what to write")
     out.add_argument("--outdir", metavar="DIR", type=Path, default=Path("results/eval"), help="one JSON file per run (%(default)s)")
     out.add_argument("--json", action="store_true", help="print all results as JSON instead of tables")
+    out.add_argument("--table", metavar="FILE", type=Path, help="one row per run with scores, differences, intervals and costs; the name ends in .csv, .md or .tex")
     out.add_argument("--report", metavar="FILE", type=Path, help="one HTML file: tables, figures, every trace")
     out.add_argument("--figures", metavar="DIR", type=Path, help="the figures as PNG and their data as CSV")
     out.add_argument("--unredacted", action="store_true", help="show texts of gated data sets (GPQA) in the report")
@@ -81,6 +83,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         raise ValueError(f"--split {args.split}: expected train, test or train,test")
     if args.unredacted and not args.report:
         raise ValueError("--unredacted is about the report; give --report FILE with it")
+    if args.table and args.table.suffix not in TABLES:
+        raise ValueError(f"--table {args.table}: expected a name that ends in {', '.join(TABLES)}")
     check_places(args)
     return args
 
@@ -91,8 +95,10 @@ def check_places(args: argparse.Namespace) -> None:
     Raises:
         ValueError: a folder where a file is expected, or a file where a folder is.
     """
-    if args.report and args.report.is_dir():
-        raise ValueError(f"--report {args.report} is a folder; give the name of a file")
+    for name in ("report", "table"):
+        path = getattr(args, name)
+        if path and path.is_dir():
+            raise ValueError(f"--{name} {path} is a folder; give the name of a file")
     for name in ("outdir", "figures"):
         path = getattr(args, name)
         if path and path.exists() and not path.is_dir():
@@ -164,6 +170,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = evaluator.results(find_runs(args), args.baseline)
     print("" if args.json else tables(results), end="")
     summary: dict[str, Any] = {"written": write_results(results, args.outdir)}
+    if args.table:
+        from lag.overview import write_overview
+
+        write_overview(args.table, results)
+        summary["table"] = str(args.table)
     if args.figures:
         from lag.figures import write_figures
 

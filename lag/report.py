@@ -5,7 +5,6 @@ Nothing is fetched: the page forbids itself all connections.
 """
 
 import html
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
@@ -19,6 +18,7 @@ from lag.compare import LEVEL, STEPS, Difference, Interval
 from lag.figures import FIGURES, inline_svg
 from lag.results import IDENTITY, Evaluator, Result
 from lag.scores import by_number
+from lag.traces import write_text
 
 ASSETS = Path(__file__).parent
 HOLE = re.compile(r"\{\{(\w+)\}\}")
@@ -302,12 +302,8 @@ def asset(name: str) -> str:
 def write_report(
     path: Path, results: Sequence[Result], evaluator: Evaluator, *, unredacted: bool
 ) -> None:
-    """Write the report under a temporary name, then rename it.
+    """Write the report; half a character, which no file can hold, becomes a mark.
 
     unredacted: show the texts of gated data sets too.
     """
-    text = page(results, evaluator, unredacted)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    temporary.replace(path)
+    write_text(path, page(results, evaluator, unredacted).encode(errors="replace").decode())

@@ -32,9 +32,10 @@ log = logging.getLogger(__name__)
 
 # What of a run's identity its results repeat, where the run says it.
 IDENTITY = (
-    "solver", "mode", "model", "seed", "setting", "batch_size", "num_docs", "num_logs",
-    "max_steps", "temperature", "layout", "log_order", "log_limit", "log_tokens", "log_control",
-    "min_similarity", "exclude_self", "sheet",
+    "solver", "mode", "model", "provider", "seed", "setting", "batch_size", "retriever", "num_docs",
+    "num_logs", "max_steps", "trace_steps", "trace_tokens", "temperature", "prefill", "layout",
+    "log_order", "log_limit", "log_tokens", "log_control", "min_similarity", "exclude_self",
+    "sheet", "kv_dtype", "sink", "recompute",
 )  # fmt: skip
 UNSAFE = re.compile(r"[^\w.=+-]+")
 

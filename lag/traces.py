@@ -182,18 +182,20 @@ def without_seconds(row: Any) -> Any:
     return row
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, sync it, then rename: never half a file.
-
-    A file that is replaced keeps its permissions.
-    """
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name, sync it, then rename: never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, all or nothing."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1))
 
 
 def read_json(path: Path, next_step: str = "") -> Any:
