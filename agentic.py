@@ -61,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     logs.add_argument("--layout", choices=LAYOUTS, help="where logs stand: before the chat (default), after its system block, or, text only, in the user's turn (an endpoint's only one)")
     logs.add_argument("--log-order", choices=ORDERS, default="similar-last", help="order of the logs in the prompt (%(default)s)")
     cli.add_flags(logs, "log_store", "log_limit", "kv_dtype", "kv_memory", "kv_disk", "sink")
+    logs.add_argument("--recompute", type=number(0), default=0, metavar="K", help="compute the first K tokens of every log again where it stands, seeing all that stands before (KV modes; %(default)s)")
     logs.add_argument("--log-tokens", type=number(0), default=0, metavar="N", help="at most so many tokens of logs in a prompt; 0: what fits (%(default)s)")
     logs.add_argument("--exclude-self", action="store_true", help="a question may not retrieve its own log")
     logs.add_argument("--min-similarity", type=number(-1, float, most=1), default=-1.0, metavar="X", help="below this cosine no log enters (%(default)s: all do)")
@@ -117,9 +118,12 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--layout user holds text only; {', '.join(kv)} needs paper or system-first"
         )
-    if args.sink and not kv:
-        able = ", ".join(name for name, mode in MODES.items() if mode.enters == "kv")
-        raise ValueError(f"--sink {args.sink} is for logs that enter as KV; give -m one of {able}")
+    for flag in ("sink", "recompute"):
+        if (value := getattr(args, flag)) and not kv:
+            able = ", ".join(name for name, mode in MODES.items() if mode.enters == "kv")
+            raise ValueError(
+                f"--{flag} {value} is for logs that enter as KV; give -m one of {able}"
+            )
     if args.log_control == "wrong-context" and not all(mode.hides for mode in modes):
         hiding = ", ".join(name for name, mode in MODES.items() if mode.hides)
         raise ValueError(f"--log-control wrong-context is for modes that hide text: {hiding}")

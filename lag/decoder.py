@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from lag.cache import RoomyCache, empty_like, joined, placed, with_room
 from lag.gate import UNBOUNDED, fill, holds_plain_kv, max_positions, right_padded, spread, takes
+from lag.linking import link
 from lag.rotary import Mover
 from lag.spans import TOKENS_PER_FORWARD, Row, batches
 
@@ -207,7 +208,9 @@ class Decoder:
             return DynamicCache(config=self.model.config)
         if not width:
             return RoomyCache()
-        return placed(rows, width, capacity, self.mover, _heads(self.model, rows))
+        cache = placed(rows, width, capacity, self.mover, _heads(self.model, rows))
+        link(self.model, cache, rows)
+        return cache
 
 
 def _heads(model: nn.Module, rows: Sequence[Row]) -> dict[tuple[int, ...], list[tuple]]:

@@ -72,12 +72,14 @@ class LLM:
         files: Sequence[Path] = (),
         kv_dtype: str = "auto",
         sink: int = 0,
+        recompute: int = 0,
         keeping: Keeping = KEEPING,
     ):
         self.model, self.tokenizer, self.name, self.files = model, tokenizer, name, tuple(files)
         self.chat, self.kv_dtype = Chat(tokenizer, layout, sink), kv_dtype
         self.keeping, self.resident = keeping, Resident(keeping.memory)
         self.disk: DiskBudget | None = None
+        self.recompute = recompute
         self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
         self.store: Any = None
         self.mover: Any = None
@@ -214,13 +216,14 @@ class LLM:
             placed = [next(fetched) for _ in kv_pairs(prompt, piece)]
             spans = tuple(found.span for found in placed)
             text = [ids for note, (_, ids) in zip(prompt.notes, piece.notes) if not note.kv]
-            rows.append(kv.Row(piece.head, spans, sum(text, ()) + piece.tail))
+            tail = sum(text, ()) + piece.tail
+            rows.append(kv.Row(piece.head, spans, tail, recompute=self.recompute))
             sources = iter([found.source for found in placed])
             replies.append(
                 Reply(
                     text="",
                     prompt_tokens=len(piece),
-                    cached_tokens=sum(len(span.ids) for span in spans),
+                    cached_tokens=rows[-1].num_cached - rows[-1].num_recomputed,
                     kv_bytes=sum(found.num_bytes for found in placed),
                     sources=tuple(next(sources) if n.kv else "text" for n in prompt.notes),
                 )

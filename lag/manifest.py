@@ -31,7 +31,7 @@ NAMED_WITH_LOGS = {
     "min_similarity": "min{}", "log_control": "{}", "sheet": "{}", "exclude_self": "exclude-self",
     "log_store": "from-{}",
 }
-NAMED_WITH_KV = {"kv_dtype": "{}", "sink": "sink{}"}
+NAMED_WITH_KV = {"kv_dtype": "{}", "sink": "sink{}", "recompute": "recompute{}"}
 # fmt: on
 
 

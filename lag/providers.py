@@ -27,6 +27,7 @@ def load_model(args: argparse.Namespace) -> Any:
         kv_dtype=args.kv_dtype,
         keeping=Keeping(args.kv_memory, args.kv_disk),
         sink=args.sink,
+        recompute=args.recompute,
     )
 
 

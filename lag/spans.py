@@ -52,12 +52,14 @@ class Row:
     head: tokens before the spans; they see only themselves. May be empty.
     tail: at least one token; they see everything.
     kept: what of all this need not be computed or placed again; never the last token.
+    recompute: how many tokens at the beginning of each span are computed again: see `linking`.
     """
 
     head: tuple[int, ...] = ()
     spans: tuple[KVSpan, ...] = ()
     tail: tuple[int, ...] = ()
     kept: Kept | None = None
+    recompute: int = 0
 
     @property
     def before(self) -> tuple[int, ...]:
@@ -78,6 +80,11 @@ class Row:
     @property
     def num_cached(self) -> int:
         return sum(len(span.ids) for span in self.placed)
+
+    @property
+    def num_recomputed(self) -> int:
+        """Of the placed tokens, how many are computed again."""
+        return sum(min(len(span.ids), self.recompute) for span in self.placed)
 
     @property
     def num_prefix(self) -> int:

@@ -2,7 +2,8 @@
 
 Each log attends only to itself, its hidden text included. Everything else attends causally, and
 of a log's tokens it sees the kept ones only. A visible token's position is its place in the final
-sequence; hidden tokens count down from the first token that their log keeps.
+sequence; hidden tokens count down from the first token that their log keeps. Tokens of a log that
+are computed again belong to the prompt; the log itself still sees those that it was encoded with.
 """
 
 from collections.abc import Sequence
@@ -27,14 +28,23 @@ class Sequenced:
     hidden: Tensor
 
 
-def sequence(head: Sequence[int], pairs: Sequence[Pair], tail: Sequence[int]) -> Sequenced:
-    """Lay out head, logs (after, keep) and tail."""
+def sequence(
+    head: Sequence[int], pairs: Sequence[Pair], tail: Sequence[int], recompute: int = 0
+) -> Sequenced:
+    """Lay out head, logs (after, keep) and tail.
+
+    recompute: so many of the first tokens that a log keeps stand there twice, at the same
+        positions: once as its own, hidden, and once as the prompt's.
+    """
     rows = [(token, place, 0, False) for place, token in enumerate(head)]
     place = len(head)
     for number, (after, keep) in enumerate(pairs, 1):
-        start = place - len(after)
-        for offset, token in enumerate((*after, *keep)):
-            rows.append((token, start + offset, number, offset < len(after)))
+        start, again = place - len(after), keep[:recompute]
+        hidden = (*after, *again)
+        rows += [(token, start + offset, number, True) for offset, token in enumerate(hidden)]
+        rows += [(token, place + offset, 0, False) for offset, token in enumerate(again)]
+        rest = enumerate(keep[recompute:], place + len(again))
+        rows += [(token, position, number, False) for position, token in rest]
         place += len(keep)
     rows += [(token, place + offset, 0, False) for offset, token in enumerate(tail)]
     return Sequenced(*(torch.tensor(column) for column in zip(*rows, strict=True)))
@@ -58,9 +68,11 @@ def additive(seen: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def logits(model, head: Sequence[int], pairs: Sequence[Pair], tail: Sequence[int]) -> Tensor:
+def logits(
+    model, head: Sequence[int], pairs: Sequence[Pair], tail: Sequence[int], recompute: int = 0
+) -> Tensor:
     """Logits (V,) of the last token."""
-    sequenced = sequence(head, pairs, tail)
+    sequenced = sequence(head, pairs, tail, recompute)
     kinds = getattr(model.config, "layer_types", None) or ()
     window = getattr(model.config, "sliding_window", None)
     full, sliding = additive(visible(sequenced)), additive(visible(sequenced, window))
