@@ -5,6 +5,7 @@ python store_log_kv.py -d wikihop                       # for log_kv
 python store_log_kv.py -d musique -m log_kv,log_kv_all --log-limit 500
 python store_log_kv.py -d wikihop --compare 20          # what fewer bits would change
 python store_log_kv.py -d wikihop --prune               # delete KV that no log uses any more
+python store_log_kv.py -d wikihop --stats --check       # what is there, and whether it is whole
 
 What is there already is left alone, so the same command goes on where it was stopped. A run that
 meets a log without a file encodes it itself: this only saves the run that time.
@@ -12,10 +13,11 @@ meets a log without a file encodes it itself: this only saves the run that time.
 
 import argparse
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lag import cli
@@ -52,7 +54,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"a comma list stores for several: {', '.join(KV_MODES)} (%(default)s)",
     )
     cli.add_flags(parser, "model", "dtype", "device", "trust_remote_code")
-    cli.add_flags(parser, "kv_dtype", "sink", "batch_size", "log_store", "log_limit", "data")
+    cli.add_flags(parser, "kv_dtype", "kv_disk", "sink", "batch_size", "log_store", "log_limit")
+    cli.add_flags(parser, "data")
     parser.add_argument("--dry-run", action="store_true", help="only say how much there is to do")
     parser.add_argument(
         "--prune",
@@ -65,14 +68,30 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="store nothing; say what each --kv-dtype does to logits and replies on N of the logs",
     )
+    parser.add_argument(
+        "--stats",
+        action="store_true",
+        help="encode nothing; list what is there, of every model, mode and --kv-dtype",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="with --stats: read every file and its checksums"
+    )
     cli.add_flags(parser, "verbose")
     args = parser.parse_args(argv)
-    if args.prune and (args.log_limit or args.compare):
-        parser.error(
-            "--prune goes by the whole log store: give no --log-limit or --compare with it"
-        )
+    refuse_contradictions(parser, args)
     args.model = args.model or TASKS[args.dataset].model
     return args
+
+
+def refuse_contradictions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    asked = [name for name in ("dry_run", "prune", "compare", "stats") if getattr(args, name)]
+    if len(asked) > 1:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in asked)
+        parser.error(f"{flags} exclude each other: give one of them")
+    if args.check and not args.stats:
+        parser.error("--check goes with --stats")
+    if args.log_limit and (args.prune or args.stats):
+        parser.error(f"--{asked[0]} goes by the whole log store: give no --log-limit with it")
 
 
 def load_logs(args: argparse.Namespace, paths: Paths) -> Any:
@@ -88,10 +107,12 @@ def load_logs(args: argparse.Namespace, paths: Paths) -> Any:
 
 def load_llm(args: argparse.Namespace) -> Any:
     from lag.llm import LLM
+    from lag.residency import Keeping
 
     trust = args.trust_remote_code
     packed = dict(kv_dtype=args.kv_dtype, sink=args.sink)
-    return LLM.load(args.model, args.dtype, args.device, trust, **packed)
+    keeping = Keeping(memory=0, disk=args.kv_disk)
+    return LLM.load(args.model, args.dtype, args.device, trust, **packed, keeping=keeping)
 
 
 def jobs_of(logs: Any, mode: Mode, llm: Any) -> list[Job]:
@@ -104,11 +125,20 @@ def jobs_of(logs: Any, mode: Mode, llm: Any) -> list[Job]:
     return sorted(jobs.values(), key=lambda job: job.num_tokens)
 
 
-def check_room(paths: Paths, mode: Mode, todo: Sequence[Job], done: int, per_token: float) -> int:
+def check_room(
+    paths: Paths,
+    mode: Mode,
+    todo: Sequence[Job],
+    done: int,
+    per_token: float,
+    left: float = math.inf,
+) -> int:
     """Say how much there is to do; return the bytes that it takes.
 
+    left: bytes of `--kv-disk` that files of this run do not take already.
+
     Raises:
-        ValueError: the disk has less.
+        ValueError: the disk or its budget has less.
     """
     kept = sum(len(job.keep) for job in todo)
     size = round(kept * per_token)
@@ -123,6 +153,11 @@ def check_room(paths: Paths, mode: Mode, todo: Sequence[Job], done: int, per_tok
         raise ValueError(
             f"{mode.name} needs {size / 1e9:.2f} GB, {paths.folder} has {free / 1e9:.2f} GB free; "
             "give a smaller --log-limit, or another --data"
+        )
+    if size > left:
+        raise ValueError(
+            f"{mode.name} needs {size / 1e9:.2f} GB, --kv-disk has {left / 1e9:.2f} GB left for it; "
+            "give a larger one, or a smaller --log-limit"
         )
     return size
 
@@ -171,14 +206,14 @@ def run_mode(args: argparse.Namespace, mode: Mode, logs: Any, llm: Any) -> dict[
     paths = Paths(args.data, args.dataset)
     store = llm.open_store(paths.kv, mode)
     jobs = jobs_of(logs, mode, llm)
-    todo = [job for job in jobs if not store.has(job.after, job.keep)]
+    todo = [job for job in jobs if not store.claim(job.after, job.keep)]
     done = len(jobs) - len(todo)
     per_token = store.bytes_per_token()
-    size = check_room(paths, mode, todo, done, per_token)
+    size = check_room(paths, mode, todo, done, per_token, store.disk.left)
     summary = {"mode": mode.name, "logs": len(logs.logs), "skipped": logs.skipped, "present": done}
     summary |= {"missing": len(todo), "bytes": size, "store": str(store.folder)}
     counts = {} if args.dry_run else fill(store, mode, todo, args.batch_size)
-    return summary | {"failed": 0, **counts}
+    return summary | {"failed": 0, **counts, "evicted": store.counts["evicted"]}
 
 
 def prune_mode(args: argparse.Namespace, mode: Mode, logs: Any, llm: Any) -> dict[str, Any]:
@@ -198,9 +233,36 @@ def compare_mode(args: argparse.Namespace, mode: Mode, logs: Any, llm: Any) -> d
     return summary | {"compared": compare(llm, mode, sample)}
 
 
+def stats(args: argparse.Namespace) -> int:
+    """Print what is there; the exit code is 1 if some of it is damaged."""
+    from lag import inventory
+
+    known = known_logs(args, Paths(args.data, args.dataset))
+    found = inventory.holdings(Paths(args.data, args.dataset).kv, known, args.check)
+    print(inventory.table(found))
+    total = inventory.total(found) | {"checked": args.check}
+    cli.print_summary({**total, "holdings": [asdict(one) for one in found]})
+    return int(total["damaged"] > 0)
+
+
+def known_logs(args: argparse.Namespace, paths: Paths) -> Any:
+    """What tells which logs use a file; None, and why, where there is no telling."""
+    from lag.endpoint import load_tokenizer
+    from lag.inventory import Known
+
+    try:
+        logs = load_logs(args, paths)
+        return Known.of(load_tokenizer(args.model, "--model"), logs.logs.values())
+    except (ValueError, FileNotFoundError) as error:
+        log.warning("which logs use these files is not known: %s", error)
+        return None
+
+
 def main(argv: Sequence[str] | None = None, llm: Any = None) -> int:
     args = parse_args(argv)
     cli.set_up_logging(args.verbose)
+    if args.stats:
+        return stats(args)
     logs = load_logs(args, Paths(args.data, args.dataset))
     llm = llm or load_llm(args)
     work = prune_mode if args.prune else compare_mode if args.compare else run_mode

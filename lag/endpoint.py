@@ -222,8 +222,8 @@ def room_of(tokenizer: Any, max_new_tokens: int) -> int:
     return length - max_new_tokens
 
 
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer of the served model, from a folder or the hub.
+def load_tokenizer(name: str, flag: str = "--tokenizer") -> Any:
+    """The tokenizer of the served model, from a folder or the hub; a flag gave its name.
 
     Raises:
         ValueError: it cannot be loaded; says what to do.
@@ -235,4 +235,4 @@ def load_tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:  # the library raises what it likes here; all of it is named
-        raise ValueError(f"--tokenizer {name}: {loading_advice(name, error)}") from error
+        raise ValueError(f"{flag} {name}: {loading_advice(name, error)}") from error

@@ -6,6 +6,7 @@ run has used is not removed.
 """
 
 import contextlib
+import math
 import os
 import time
 from collections import OrderedDict
@@ -89,6 +90,13 @@ class DiskBudget:
         # the store of somebody else, read-only, or gone meanwhile: then there is nothing to note
         with contextlib.suppress(OSError):
             os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+    @property
+    def left(self) -> float:
+        """Bytes of the budget that files of this run do not take."""
+        if self.limit is None:
+            return math.inf
+        return max(0, self.limit - sum(map(size_of, self.own)))
 
     def make_room(self, path: Path, num_bytes: int) -> None:
         """Remove what was used least recently until a file of so many bytes fits.

@@ -7,7 +7,8 @@ happens to the file meanwhile. A tensor is a view of that memory.
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -63,21 +64,64 @@ def read_span(
         FileNotFoundError: there is none.
         Damaged: it does not hold these tokens' span under this identity, bit for bit.
     """
-    content = read_whole(path)
-    try:
+    header, tensors = _verified(read_whole(path), identity)
+    if tensors["after"].tolist() != list(after) or tensors["keep"].tolist() != list(keep):
+        raise Damaged("it was made from other tokens")
+    return unpack(tensors, tuple(keep), header["num_layers"], DTYPES[header["of"]], packing)
+
+
+def verify(path: Path, identity: dict[str, str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Read all of a file; return the token ids (after, keep) that it was made from.
+
+    Raises:
+        FileNotFoundError, Damaged: as `read_span`.
+    """
+    _, tensors = _verified(read_whole(path), identity)
+    return tuple(tensors["after"].tolist()), tuple(tensors["keep"].tolist())
+
+
+def read_header(path: Path, identity: dict[str, str]) -> int:
+    """Read the beginning of a file only; return how many tokens it keeps.
+
+    Raises:
+        FileNotFoundError, Damaged: as `read_span`, so far as its beginning tells.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        size = os.fstat(file.fileno()).st_size
+        text = file.read(min(length, size))
+    with _as_damage():
+        names = json.loads(text)
+        _checked_header(names.pop("__metadata__"), identity)
+        _check_ends(names, size - LENGTH_BYTES - length)
+        return names["keep"]["shape"][0]
+
+
+def _verified(content: Tensor, identity: dict[str, str]) -> tuple[dict, dict[str, Tensor]]:
+    """Header and tensors of a file's bytes.
+
+    Raises:
+        Damaged: one of its checks fails.
+    """
+    with _as_damage():
         metadata, tensors = unpacked(content)
         header = _checked_header(metadata, identity)
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        raise Damaged(" ".join(str(error).split()) or type(error).__name__) from error
     found = checksums(tensors)
     if len(found) != len(header["checksums"]):
         raise Damaged("its tensors are not the ones that were written")
     for name, was, now in zip(sorted(tensors), header["checksums"], found, strict=True):
         if was != now:
             raise Damaged(f"the checksum of {name} does not match")
-    if tensors["after"].tolist() != list(after) or tensors["keep"].tolist() != list(keep):
-        raise Damaged("it was made from other tokens")
-    return unpack(tensors, tuple(keep), header["num_layers"], DTYPES[header["of"]], packing)
+    return header, tensors
+
+
+@contextmanager
+def _as_damage() -> Iterator[None]:
+    """Whatever a reader stumbles over is damage."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        raise Damaged(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def read_whole(path: Path) -> Tensor:
@@ -109,10 +153,14 @@ def unpacked(content: Tensor) -> tuple[dict[str, str], dict[str, Tensor]]:
     data = content[LENGTH_BYTES + length :]
     names = json.loads(content[LENGTH_BYTES : LENGTH_BYTES + length].numpy().tobytes())
     metadata = names.pop("__metadata__")
-    ends = [0, *(entry["data_offsets"][1] for entry in names.values())]
-    if max(ends) != len(data):
-        raise ValueError(f"it holds {len(data)} bytes of tensors, not {max(ends)}")
+    _check_ends(names, len(data))
     return metadata, {name: _view(data, **entry) for name, entry in names.items()}
+
+
+def _check_ends(names: dict[str, dict], size: int) -> None:
+    ends = [0, *(entry["data_offsets"][1] for entry in names.values())]
+    if max(ends) != size:
+        raise ValueError(f"it holds {size} bytes of tensors, not {max(ends)}")
 
 
 def _view(data: Tensor, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:

@@ -72,7 +72,7 @@ class KVStore:
         _check_made_by(self.root / "fingerprint.json", fingerprint)
 
     def key(self, after: Sequence[int], keep: Sequence[int]) -> str:
-        return digest_of([list(after), list(keep), self.strategy, self.fingerprint["digest"]])
+        return key_of(after, keep, self.strategy, self.fingerprint["digest"])
 
     def path(self, after: Sequence[int], keep: Sequence[int]) -> Path:
         return self.folder / f"{self.key(after, keep)}.safetensors"
@@ -80,6 +80,13 @@ class KVStore:
     def has(self, after: Sequence[int], keep: Sequence[int]) -> bool:
         """Whether there is a file for this log; it is verified when it is fetched."""
         return self.path(after, keep).is_file()
+
+    def claim(self, after: Sequence[int], keep: Sequence[int]) -> bool:
+        """As `has`; a file that is there counts as used by this run."""
+        there = self.has(after, keep)
+        if there:
+            self.disk.use(self.path(after, keep))
+        return there
 
     def prune(self, pairs: Iterable[Pair]) -> dict[str, int]:
         """Delete the files of this strategy that no given log uses; say what is left, in bytes."""
@@ -166,10 +173,7 @@ class KVStore:
             return None
 
     def _identity(self) -> dict[str, str]:
-        """What the header of every file must say."""
-        names = ("digest", "model", "dtype")
-        known = {name: self.fingerprint.get(name, "") for name in names}
-        return {**known, "strategy": self.strategy, "layout_version": str(LAYOUT_VERSION)}
+        return identity_of(self.fingerprint, self.strategy)
 
     def _make_writable(self) -> None:
         """Create the folders, say whose they are, and sweep what killed writers left."""
@@ -201,6 +205,17 @@ class KVStore:
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+def key_of(after: Sequence[int], keep: Sequence[int], strategy: str, digest: str) -> str:
+    """The name of a span: what it was made from, how, and by which model."""
+    return digest_of([list(after), list(keep), strategy, digest])
+
+
+def identity_of(fingerprint: dict[str, str], strategy: str) -> dict[str, str]:
+    """What the header of every file must say."""
+    known = {name: fingerprint.get(name, "") for name in ("digest", "model", "dtype")}
+    return {**known, "strategy": strategy, "layout_version": str(LAYOUT_VERSION)}
 
 
 def _check_made_by(path: Path, fingerprint: dict[str, str]) -> None:

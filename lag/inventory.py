@@ -1,0 +1,162 @@
+"""What the KV folder of a data set holds, told by its files alone: no model is loaded.
+
+A file's header says how many tokens it keeps; which logs use it follows from the log store and a
+tokenizer, where that is the one that the folder was made with.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lag.fingerprint import tokenizer_digest
+from lag.modes import MODES
+from lag.packing import PACKINGS
+from lag.spanfile import Damaged, read_header, verify
+from lag.store import identity_of, key_of, orphans
+from lag.traces import read_json
+
+log = logging.getLogger(__name__)
+
+DAY = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """The files of one model, mode and way to keep numbers.
+
+    tokens: kept ones. logs: of the log store, that find their KV here; unused: files that none of
+    them uses; both None where the tokenizer is another. orphans: what killed writers of this model
+    left. damaged: unreadable headers, and with checksums read, whatever does not match.
+    age, idle: days since the oldest file was written, and since the last use of any.
+    """
+
+    fingerprint: str
+    model: str
+    mode: str
+    sink: int
+    kv_dtype: str
+    files: int
+    bytes: int
+    tokens: int
+    logs: int | None
+    unused: int | None
+    orphans: int
+    damaged: int
+    age: float
+    idle: float
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What tells which logs a folder holds.
+
+    pairs: the token ids (after, keep) of every log in a mode, behind a sink of so many tokens.
+    """
+
+    tokenizer: str
+    pairs: Callable[[Any, int], Iterable[tuple]]
+
+    @classmethod
+    def of(cls, tokenizer: Any, logs: Iterable[Any]) -> "Known":
+        from lag.chat import Chat
+
+        def pairs(mode: Any, sink: int) -> Iterator[tuple]:
+            chat = Chat(tokenizer, sink=sink)
+            for past in logs:
+                after = chat.sink + chat.content_ids(mode.after(past))
+                yield after, chat.content_ids(mode.keep(past))
+
+        return cls(tokenizer_digest(tokenizer), pairs)
+
+
+def holdings(folder: Path, known: Known | None, check: bool) -> list[Holding]:
+    """One per folder of files, in the order of their names; check: read all of every file."""
+    found = []
+    for made_by in sorted(Path(folder).glob("*/fingerprint.json")):
+        fingerprint = read_json(made_by)
+        for strategy in sorted(path.name for path in made_by.parent.iterdir() if path.is_dir()):
+            if strategy.split(".")[0] in MODES:
+                found.append(_holding(made_by.parent, fingerprint, strategy, known, check))
+    return found
+
+
+def _holding(
+    root: Path, fingerprint: dict[str, str], strategy: str, known: Known | None, check: bool
+) -> Holding:
+    mode, sink, kv_dtype = parts_of(strategy)
+    paths = sorted((root / strategy).glob("*.safetensors"))
+    states = [path.stat() for path in paths]
+    identity = identity_of(fingerprint, strategy)
+    tokens = [num_tokens(path, identity, check) for path in paths]
+    logs = unused = None
+    if known and known.tokenizer == fingerprint.get("tokenizer"):
+        keys = [key_of(*pair, strategy, identity["digest"]) for pair in known.pairs(mode, sink)]
+        there = {path.stem for path in paths}
+        logs, unused = sum(key in there for key in keys), len(there - set(keys))
+    now, temporary = time.time(), root / "temporary"
+    return Holding(
+        fingerprint=identity["digest"],
+        model=identity["model"],
+        mode=mode.name,
+        sink=sink,
+        kv_dtype=kv_dtype or identity["dtype"],
+        files=len(paths),
+        bytes=sum(state.st_size for state in states),
+        tokens=sum(count or 0 for count in tokens),
+        logs=logs,
+        unused=unused,
+        orphans=len(list(orphans(temporary))) if temporary.is_dir() else 0,
+        damaged=tokens.count(None),
+        age=max((now - state.st_mtime for state in states), default=0) / DAY,
+        idle=min((now - state.st_atime for state in states), default=0) / DAY,
+    )
+
+
+def parts_of(strategy: str) -> tuple[Any, int, str]:
+    """Mode, sink and packing that a folder's name spells: `log_kv.sink4.int8`."""
+    name, *more = strategy.split(".")
+    sinks = [int(part.removeprefix("sink")) for part in more if part.startswith("sink")]
+    packed = [part for part in more if part in PACKINGS]
+    return MODES[name], sum(sinks), "".join(packed)
+
+
+def num_tokens(path: Path, identity: dict[str, str], check: bool) -> int | None:
+    """How many tokens a file keeps; None if it is damaged, which is said."""
+    try:
+        if not check:
+            return read_header(path, identity)
+        after, keep = verify(path, identity)
+        if path.stem != key_of(after, keep, identity["strategy"], identity["digest"]):
+            raise Damaged("its name is not that of its tokens")
+        return len(keep)
+    except (Damaged, OSError) as error:
+        log.warning("%s is damaged: %s", path, error)
+        return None
+
+
+def total(found: Iterable[Holding]) -> dict[str, int]:
+    """Sums over all folders; orphans belong to a model, however many modes it has."""
+    found = list(found)
+    sums = {name: sum(getattr(one, name) for one in found) for name in ("files", "bytes", "tokens")}
+    left = {one.fingerprint: one.orphans for one in found}
+    return {**sums, "orphans": sum(left.values()), "damaged": sum(one.damaged for one in found)}
+
+
+def table(found: Iterable[Holding]) -> str:
+    """For people: one line per folder."""
+    from lag.tables import aligned, num_bytes
+
+    def cells(one: Holding) -> list[str]:
+        counts = (one.logs, one.unused, one.orphans, one.damaged)
+        shown = ["-" if count is None else str(count) for count in counts]
+        name = f"{one.model} {one.fingerprint[:8]}"
+        mode = one.mode + (f" sink {one.sink}" if one.sink else "")
+        sizes = [str(one.files), num_bytes(one.bytes), str(one.tokens)]
+        return [name, mode, one.kv_dtype, *sizes, *shown, f"{one.age:.1f}", f"{one.idle:.1f}"]
+
+    head = ["model", "mode", "numbers", "files", "size", "tokens"]
+    head += ["logs", "unused", "orphans", "damaged", "days old", "days idle"]
+    return aligned(head, [cells(one) for one in found])
