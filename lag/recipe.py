@@ -19,17 +19,17 @@ class Recipe:
     """
 
     seed: int = 1
-    tokens: int = 24_000_000
+    tokens: int = 20_000_000
     batch_tokens: int = 1024
     articles: int = 1000
     questions: int = 1000
     width: int = 128
     heads: int = 4
     layers: int = 4
-    rate: float = 3e-3
+    rate: float = 1.5e-3
     warmup: float = 0.02
-    primed: float = 0.035
-    early: float = 0.07
+    primed: float = 0.04
+    early: float = 0.06
     drills: int = 2000
     dimensions: int = 128
     embedder_steps: int = 400
