@@ -7,6 +7,9 @@
   const $ = (id) => document.getElementById(id);
   const controls = ["split", "left", "right", "state", "flip", "group", "search"];
   const unpacked = new Map();
+  const replies = new Map(); // by split: for each question and run its replies, as numbers of texts
+  const opening = new Map(); // by split: the promise of that
+  const lowered = new Map(); // those texts by number, in lower case
   let index, shown = PAGE, opened = 0;
   let view = { split: "0", left: "", right: "", state: "", flip: "", group: "", search: "", id: "" };
 
@@ -16,7 +19,8 @@
   }
 
   async function inflate(text) {
-    const bytes = Uint8Array.from(atob(text.trim()), (c) => c.charCodeAt(0));
+    const packed = atob(text.trim()), bytes = new Uint8Array(packed.length);
+    for (let n = 0; n < packed.length; n++) bytes[n] = packed.charCodeAt(n);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return JSON.parse(await new Response(stream).text());
   }
@@ -109,15 +113,41 @@
     $("search").value = view.search;
   }
 
-  function matches(question) {
+  function matches(question, number) {
     const flip = view.flip && flipOf(question);
     if (view.state && stateOf(question.rows[runNumber(view.left)]) !== view.state) return false;
     if (view.flip && (view.flip === "*" ? !flip : flip !== view.flip)) return false;
     if (view.group && !groupsOf(question).includes(view.group)) return false;
-    const wanted = view.search.toLowerCase().split(/\s+/).filter(Boolean);
+    const wanted = words();
+    if (!wanted.length) return true;
     const preds = sides().map((n) => (question.rows[n] || [])[3]);
     const text = [question.id, question.q, ...question.gold, ...preds].join("\n").toLowerCase();
-    return wanted.every((word) => text.includes(word));
+    const said = (replies.get(view.split) || [])[number] || [];
+    const texts = [text, ...sides().flatMap((n) => said[n] || []).map((n) => lowered.get(n))];
+    return wanted.every((word) => texts.some((text) => text.includes(word)));
+  }
+
+  // What is searched for: words, and phrases in quotes.
+  function words() {
+    const found = view.search.toLowerCase().match(/"[^"]*"|[^\s"]+/g) || [];
+    return found.map((word) => word.replaceAll('"', "")).filter(Boolean);
+  }
+
+  // Replies lie in the pieces, so that the page opens without them: unpacked at the first search.
+  async function openReplies() {
+    const chosen = view.split;
+    const pieces = Math.ceil(split().questions.length / index.perPiece);
+    const rows = await Promise.all([...Array(pieces).keys()].map((n) => unpack(`rows-${chosen}-${n}`)));
+    const numbers = rows.flat().map((runs) => runs.map((trace) => (trace ? trace.steps.map((step) => step[2]) : [])));
+    await Promise.all(index.starts.map((_, piece) => unpack("texts-" + piece)));
+    for (const number of new Set(numbers.flat(2))) lowered.set(number, (await textOf(number)).toLowerCase());
+    replies.set(chosen, numbers);
+  }
+
+  function searchReplies() {
+    if (!words().length || replies.has(view.split)) return Promise.resolve();
+    if (!opening.has(view.split)) opening.set(view.split, openReplies());
+    return opening.get(view.split).then(renderList).catch(fail);
   }
 
   // --- the list ---------------------------------------------------------------------------------
@@ -140,6 +170,7 @@
     const found = split().questions.filter(matches);
     $("list").replaceChildren(...found.slice(0, shown).map(entry));
     $("count").textContent = `${thousands(found.length)} of ${thousands(split().questions.length)} questions`;
+    $("found").ariaBusy = String(words().length > 0 && !replies.has(view.split));
     $("more").hidden = found.length <= shown;
   }
 
@@ -170,7 +201,15 @@
   }
 
   function textBlock(text) {
-    return make("div", { class: "text-block" }, text || (split().withheld ? "withheld" : "empty"));
+    return make("div", { class: "text-block" }, ...(text ? marked(text) : [split().withheld ? "withheld" : "empty"]));
+  }
+
+  // A text in pieces, those that are searched for marked.
+  function marked(text) {
+    const wanted = words().map((word) => word.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&"));
+    if (!wanted.length) return [text];
+    const pieces = text.split(new RegExp(`(${wanted.join("|")})`, "gi"));
+    return pieces.map((piece, n) => (n % 2 ? make("mark", {}, piece) : piece));
   }
 
   async function item(number, fresh, ...notes) {
@@ -274,7 +313,7 @@
   function render() {
     fillControls();
     renderList();
-    return renderDetail();
+    return Promise.all([renderDetail(), searchReplies()]);
   }
 
   function changed(name) {
@@ -300,9 +339,11 @@
     document.body.dataset.ready = "yes";
   }
 
-  start().catch((error) => {
+  function fail(error) {
     $("failure").textContent = "The traces could not be unpacked: " + error.message;
     $("failure").hidden = false;
     console.error(error);
-  });
+  }
+
+  start().catch(fail);
 })();

@@ -197,6 +197,33 @@ def test_filter_by_group_and_text(opened, paths):
     assert count(opened) == "0 of 24 questions"
 
 
+def searched(page, text):
+    """What a search finds once the replies are open."""
+    page.choose("search", text)
+    page.wait("return document.getElementById('found').ariaBusy === 'false'")
+    return listed(page)
+
+
+def test_replies_are_searched_too_and_what_was_found_is_marked(opened):
+    assert searched(opened, '"reply 4 of log_kv"') == ["q10"]
+    opened.choose("right", "-")  # base alone said no such thing
+    assert searched(opened, '"reply 4 of log_kv"') == []
+    opened.choose("left", "log_kv")
+    assert searched(opened, "Q10 LOG_KV") == ["q10"], "one word in the id, one in a reply"
+    choose(opened, "q10")
+    marks = "return [...document.querySelectorAll('#detail mark')].map(e => e.textContent)"
+    assert set(opened.run(marks)) == {"log_kv"}
+    assert searched(opened, "(.*") == [], "a search is words, not a pattern"
+    opened.choose("search", "")
+    assert opened.run(marks) == [] and count(opened) == "24 of 24 questions"
+
+
+def test_a_search_in_an_address_covers_replies(opened, report):
+    opened.open(report, "#split=1&left=base&right=-&search=%22Reply+7+of%22")
+    opened.wait("return document.querySelectorAll('#list button').length === 1")
+    assert listed(opened) == ["q13"]
+
+
 def test_a_number_in_the_table_of_flips_opens_its_questions(opened, paths):
     ids = results(paths, "log_kv")["comparison"]["flips"]["wrong > right"]
     opened.run("document.querySelector(\"a[href*='flip=wrong+%3E+right']\").click()")
@@ -385,6 +412,8 @@ def test_two_thousand_questions_open_at_once_and_stay_small(tmp_path, page):
     assert count(page) == "2,000 of 2,000 questions"
     choose(page, "q12")
     assert "[cut; " in page.run("return document.querySelector('.step').innerText")
+    word = rows[17].steps[0].reply.split()[0]
+    assert searched(page, word) == [rows[17].id]
     assert page.console() == []
     # two seconds on an idle machine; tests share theirs with others
     assert seconds < 6, seconds
