@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     logs = parser.add_argument_group("the logs")
     logs.add_argument("--layout", choices=LAYOUTS, help="where logs stand: before the chat (default), after its system block, or, text only, in the user's turn (an endpoint's only one)")
     logs.add_argument("--log-order", choices=ORDERS, default="similar-last", help="order of the logs in the prompt (%(default)s)")
-    cli.add_flags(logs, "log_store", "log_limit", "kv_dtype", "kv_memory", "kv_disk", "sink")
+    cli.add_flags(logs, "log_store", "log_limit", "kv_dtype", "kv", "kv_memory", "kv_disk", "sink")
     logs.add_argument("--recompute", type=number(0), default=0, metavar="K", help="compute the first K tokens of every log again where it stands, seeing all that stands before (KV modes; %(default)s)")
     logs.add_argument("--log-tokens", type=number(0), default=0, metavar="N", help="at most so many tokens of logs in a prompt; 0: what fits (%(default)s)")
     logs.add_argument("--exclude-self", action="store_true", help="a question may not retrieve its own log")
@@ -118,6 +118,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--layout user holds text only; {', '.join(kv)} needs paper or system-first"
         )
+    if args.kv == "encode" and args.kv_disk is not None:
+        raise ValueError("--kv encode stores nothing; leave out --kv-disk")
     for flag in ("sink", "recompute"):
         if (value := getattr(args, flag)) and not kv:
             able = ", ".join(name for name, mode in MODES.items() if mode.enters == "kv")

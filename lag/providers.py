@@ -25,7 +25,7 @@ def load_model(args: argparse.Namespace) -> Any:
         temperature=args.temperature,
         seed=args.seed,
         kv_dtype=args.kv_dtype,
-        keeping=Keeping(args.kv_memory, args.kv_disk),
+        keeping=Keeping(args.kv_memory, args.kv_disk, args.kv),
         sink=args.sink,
         recompute=args.recompute,
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-SOURCES = ("store", "auto", "encode")
+SOURCES = ("store", "encode", "auto")
 DEFAULT_MEMORY = 2 << 30  # bytes
 SCANS = 50  # a budget's folder is looked at again after so small a part of it was written
 

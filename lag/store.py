@@ -11,9 +11,11 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lag.costs import CHOICES
 from lag.fingerprint import LAYOUT_VERSION, difference, digest_of
 from lag.kv import KVSpan
 from lag.packing import PACKINGS, as_read, pack
@@ -24,8 +26,9 @@ log = logging.getLogger(__name__)
 
 STALE_SECONDS = 24 * 3600  # a temporary file of another machine is left alone for so long
 
-# hits: spans that needed no encoding, of which so many from memory
-COUNTS = ("hits", "from_memory", "encoded", "damaged", "unpublished", "evicted")
+# hits: spans that needed no encoding, of which so many from memory; by_choice: encoded though a
+# file is there, or without writing one; evicted: files that went for the sake of --kv-disk
+COUNTS = ("hits", "from_memory", "encoded", "by_choice", "damaged", "unpublished", "evicted")
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -51,6 +54,7 @@ class KVStore:
         kv_dtype: str = "auto",
         resident: Resident | None = None,
         disk: DiskBudget | None = None,
+        reads: Callable[[int, int], bool] = CHOICES["store"],
     ):
         """
         folder: of all models and strategies; created when the first span is published.
@@ -58,6 +62,8 @@ class KVStore:
         kv_dtype: how files keep numbers: `auto` as the model has them, bf16, int8 or int4.
         resident, disk: budgets that several stores may share; without them no span is held in
             memory, and files may take any room.
+        reads: whether a file of so many bytes is worth reading, for a log of so many tokens; one
+            that is not is neither read nor written.
 
         Raises:
             ValueError: the folder of this fingerprint was made by something else; names what.
@@ -67,6 +73,7 @@ class KVStore:
         self.root = Path(folder) / fingerprint["digest"]
         self.folder = self.root / self.strategy
         self.resident, self.disk = resident or Resident(), disk or DiskBudget(folder)
+        self.reads = reads
         self.counts = dict.fromkeys(COUNTS, 0)
         self.writable = False
         _check_made_by(self.root / "fingerprint.json", fingerprint)
@@ -111,12 +118,14 @@ class KVStore:
 
     def fetch(self, pairs: Sequence[Pair]) -> list[Fetched]:
         """The spans of logs, in order; what is missing or damaged is encoded and published."""
-        found = {pair: self._find(pair) for pair in dict.fromkeys(pairs)}
+        found = {pair: self.resident.get(self.key(*pair)) for pair in pairs}
+        self.counts["from_memory"] += sum(found[pair] is not None for pair in pairs)
+        found = {pair: span or self._read(pair) for pair, span in found.items()}
         missing = [pair for pair, span in found.items() if span is None]
         self.counts["hits"] += sum(found[pair] is not None for pair in pairs)
         if missing:
             for pair, span in zip(missing, self.encode(missing), strict=True):
-                self._publish_or_warn(pair, span)
+                self._keep(pair, span)
                 # what a file would give, so that a reply does not depend on who came first
                 found[pair] = as_read(span, self.packing)
                 self.resident.put(self.key(*pair), found[pair])
@@ -134,43 +143,57 @@ class KVStore:
             OSError: it cannot be written, or not within the budget; nothing is left behind.
         """
         assert tuple(keep) == span.ids
+        self._place(self.path(after, keep), self._content(after, span))
+
+    def _content(self, after: Sequence[int], span: KVSpan) -> bytes:
+        return span_bytes(span, after, self._identity(), self.packing)
+
+    def _place(self, path: Path, content: bytes) -> None:
         self._make_writable()
-        content = span_bytes(span, after, self._identity(), self.packing)
-        path, before = self.path(after, keep), self.disk.removed
+        before = self.disk.removed
         self.disk.make_room(path, len(content))
         self.counts["evicted"] += self.disk.removed - before
         self._write(path, content)
 
-    def _publish_or_warn(self, pair: Pair, span: KVSpan) -> None:
+    def _keep(self, pair: Pair, span: KVSpan) -> None:
+        """Publish a span that was just made, if it is going to be read."""
+        content, path = self._content(pair[0], span), self.path(*pair)
+        if not self.reads(len(content), sum(map(len, pair))):
+            self.counts["by_choice"] += 1
+            return
         try:
-            self.publish(*pair, span)
+            self._place(path, content)
         except OSError as error:
             self.counts["unpublished"] += 1
-            log.warning("%s could not be stored: %s", self.path(*pair), error)
+            log.warning("%s could not be stored: %s", path, error)
 
-    def _find(self, pair: Pair) -> KVSpan | None:
-        """A span from memory, else from its file."""
-        key = self.key(*pair)
-        span = self.resident.get(key)
-        if span is not None:
-            self.counts["from_memory"] += 1
-            return span
+    def _read(self, pair: Pair) -> KVSpan | None:
         span = self._load(pair)
         if span is not None:
             self.disk.use(self.path(*pair))
-            self.resident.put(key, span)
+            self.resident.put(self.key(*pair), span)
         return span
 
     def _load(self, pair: Pair) -> KVSpan | None:
         path = self.path(*pair)
         try:
-            return read_span(path, *pair, self._identity(), self.packing)
+            if not self.reads(path.stat().st_size, sum(map(len, pair))):
+                return None
+            return self.read(path, pair)
         except FileNotFoundError:
             return None
         except (Damaged, OSError) as error:
             self.counts["damaged"] += 1
             log.warning("%s is damaged (%s); encoding it again", path, error)
             return None
+
+    def read(self, path: Path, pair: Pair) -> KVSpan:
+        """A file's span.
+
+        Raises:
+            FileNotFoundError, Damaged: see `spanfile.read_span`.
+        """
+        return read_span(path, *pair, self._identity(), self.packing)
 
     def _identity(self) -> dict[str, str]:
         return identity_of(self.fingerprint, self.strategy)
@@ -194,6 +217,20 @@ class KVStore:
         return self.root / "temporary"
 
     def _write(self, path: Path, content: bytes) -> None:
+        with self._temporary_file(content) as temporary:
+            temporary.replace(path)
+        sync_folder(path.parent)
+
+    @contextmanager
+    def trial_file(self, pair: Pair, span: KVSpan) -> Iterator[Path]:
+        """A file like that of a log, to read it from the disk and see how long it takes."""
+        self._make_writable()
+        with self._temporary_file(self._content(pair[0], span)) as path:
+            yield path
+
+    @contextmanager
+    def _temporary_file(self, content: bytes) -> Iterator[Path]:
+        """A synced file that is gone in the end, unless it was renamed."""
         name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
         temporary = self.temporary / name
         try:
@@ -201,10 +238,9 @@ class KVStore:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            yield temporary
         finally:
             temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
 
 
 def key_of(after: Sequence[int], keep: Sequence[int], strategy: str, digest: str) -> str:
