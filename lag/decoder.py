@@ -31,6 +31,16 @@ class Started:
     groups: list[list[int]]
     caches: tuple[DynamicCache, ...]
 
+    @classmethod
+    def merged(cls, parts: "Sequence[Started]") -> "Started | None":
+        """Rows that were started one after the other; None if there are none."""
+        lengths, groups, caches = [], [], []
+        for part in parts:
+            groups += [[len(lengths) + row for row in group] for group in part.groups]
+            lengths += part.lengths
+            caches += part.caches
+        return cls(lengths, groups, tuple(caches)) if parts else None
+
     def layer(self, index: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values (H, T, D) of one layer, for each row."""
         found = {}

@@ -1,6 +1,6 @@
 """Many questions in flight at a server: each goes on as soon as its own reply is there.
 
-`react.run` waits for a whole batch, as a model in the process wants it; a server batches itself.
+`react.run` writes token by token with a model in the process; a server batches itself.
 Only requests run in threads. The loop, retrieval and writing stay in the caller's.
 """
 
@@ -9,12 +9,23 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from lag.prompts import Prompt
-from lag.react import Agent, Flight, ask, take_off
+from lag.react import Agent, Flight, take_off
 from lag.traces import Question, Trace
+from lag.wire import GivenUp
 
 
 def request(llm: Any, prompt: Prompt) -> Any:
-    return ask(llm, [prompt])[0]
+    """A reply, or the exception that it ended in.
+
+    Raises:
+        GivenUp: the server is lost.
+    """
+    try:
+        return llm.generate([prompt])[0]
+    except GivenUp:
+        raise
+    except Exception as error:
+        return error
 
 
 def run_concurrently(

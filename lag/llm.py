@@ -1,14 +1,13 @@
 """Load a causal language model, and answer many prompts at once with it.
 
 A reply knows what it cost: tokens that were computed, tokens that came from a store, tokens that
-were written, and seconds. The seconds of a batch are shared equally among its rows, so that sums
+were written, and seconds. The seconds of a forward are shared equally among its rows, so that sums
 over questions are what the clock showed.
 """
 
 import hashlib
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,14 @@ from lag.residency import DiskBudget, Keeping, Resident
 log = logging.getLogger(__name__)
 
 KEEPING = Keeping()
-NEAR_TIE = 1e-4  # of the largest logit: below this, batched and single runs may differ (rule 7)
+PARTS = ("store", "prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What a model said to one prompt, and its cost.
 
+    cached_tokens: came from the store; reused_tokens: were computed for the question's last prompt.
     sources: for each note of the prompt how it entered: `text`, `kv` or `encoded`.
     near_ties: greedy choices whose lead over the runner-up was too small to survive a batch.
     seconds: `store` (finding and encoding KV), `prefill` (to the first token) and `decode`.
@@ -41,23 +41,14 @@ class Reply:
     near_ties: int = 0
     sources: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Draft:
-    """A reply while it is being written."""
-
-    limit: int
-    choose: Callable[[Any], int]
-    ids: list[int] = field(default_factory=list)
-    near_ties: int = 0
-    ended: bool = False
+    reused_tokens: int = 0
 
 
 class LLM:
     """A model with its tokenizer, chat template and, for KV modes, its store.
 
     room: how many tokens a prompt may have, notes included.
+    reuse_steps: whether a question's next prompt takes over the beginning of its last one.
     """
 
     def __init__(
@@ -74,7 +65,9 @@ class LLM:
         sink: int = 0,
         recompute: int = 0,
         keeping: Keeping = KEEPING,
+        reuse_steps: bool = True,
     ):
+        self.reuse_steps = reuse_steps
         self.model, self.tokenizer, self.name, self.files = model, tokenizer, name, tuple(files)
         self.chat, self.kv_dtype = Chat(tokenizer, layout, sink), kv_dtype
         self.keeping, self.resident = keeping, Resident(keeping.memory)
@@ -165,18 +158,7 @@ class LLM:
         self.disk = self.disk or DiskBudget(folder, self.keeping.disk)
         budgets = (self.resident, self.disk)
         self.store = KVStore(folder, fingerprint, strategy, encode, self.kv_dtype, *budgets)
-        self.store.reads = self.reading(self.store)
         return self.store
-
-    def reading(self, store: Any) -> Callable[[int, int], bool]:
-        """When a log's file is read rather than the log encoded again."""
-        from lag import costs
-
-        if self.keeping.source != "auto":
-            return costs.CHOICES[self.keeping.source]
-        found = costs.known_or_measured(store, self.device, self.max_length)
-        log.info("KV is read or encoded, whichever is faster here: %s", found)
-        return found.reads_faster
 
     def content_ids(self, text: str) -> Ids:
         """Ids of text that is not a template's: see `chat`."""
@@ -189,30 +171,23 @@ class LLM:
         """How many tokens a prompt has, notes included."""
         return len(self.chat.encode(prompt))
 
+    def in_flight(self, slots: int) -> Any:
+        """A batch that prompts may join at any time: see `continuous`."""
+        from lag.continuous import Batch
+
+        return Batch(self, slots, self.reuse_steps)
+
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        """Reply to every prompt; rows that end early make the rest cheaper."""
-        import torch
-
-        from lag import kv
-
-        with torch.inference_mode():
-            start = time.perf_counter()
-            pieces = [self.chat.encode(prompt) for prompt in prompts]
-            rows, replies = self.place(prompts, pieces)
-            placed = time.perf_counter()
-            drafts = [self.draft(prompt) for prompt in prompts]
-            decoder = kv.Decoder(self.model, self.mover)
-            self.choose(decoder.prefill(rows), drafts)
-            first = time.perf_counter()
-            self.decode(decoder, drafts)
-            end = time.perf_counter()
-        share = 1 / len(prompts)
-        seconds = {
-            "store": (placed - start) * share,
-            "prefill": (first - placed) * share,
-            "decode": (end - first) * share,
-        }
-        return [self.finish(*pair, seconds) for pair in zip(replies, drafts)]
+        """Reply to every prompt, all at once."""
+        batch, replies = self.in_flight(len(prompts)), {}
+        for number, prompt in enumerate(prompts):
+            batch.submit(number, prompt)
+        while len(replies) < len(prompts):
+            for number, reply in batch.step():
+                if isinstance(reply, Exception):
+                    raise reply
+                replies[number] = reply
+        return [replies[number] for number in range(len(prompts))]
 
     def place(
         self, prompts: Sequence[Prompt], pieces: Sequence[Pieces]
@@ -241,9 +216,12 @@ class LLM:
             )
         return rows, replies
 
-    def draft(self, prompt: Prompt) -> Draft:
+    def draft(self, ticket: Hashable, prompt: Prompt) -> Any:
+        from lag.continuous import Draft
+
         limit = min(prompt.max_new_tokens or self.max_new_tokens, self.max_new_tokens)
-        return Draft(limit, greedy if self.temperature == 0 else self.sampler(prompt.key))
+        draw = self.sampler(prompt.key) if self.temperature else None
+        return Draft(ticket, prompt, limit, draw, seconds=dict.fromkeys(PARTS, 0.0))
 
     def sampler(self, key: str) -> Callable[[Any], int]:
         """Draw from the softmax; the draws depend on the seed and the call's key alone."""
@@ -258,41 +236,14 @@ class LLM:
 
         return draw
 
-    def choose(self, logits: Any, drafts: Sequence[Draft]) -> list[int]:
-        """Append the next token of every draft; returns them. logits: (B, V)."""
-        top = logits.float().topk(2, dim=-1).values.cpu()  # (B, 2)
-        largest = logits.float().abs().amax(dim=-1).cpu()  # (B,)
-        if not bool(largest.isfinite().all()):
-            raise ValueError("the model's logits are not finite; try --dtype float32")
-        chosen = []
-        for row, draft in enumerate(drafts):
-            token = draft.choose(logits[row])
-            draft.ids.append(token)
-            draft.near_ties += int(top[row, 0] - top[row, 1] < NEAR_TIE * largest[row])
-            draft.ended = token in self.end_ids or len(draft.ids) >= draft.limit
-            chosen.append(token)
-        return chosen
-
-    def decode(self, decoder: Any, drafts: list[Draft]) -> None:
-        """Write until every draft has ended; ended rows leave the batch."""
-        import torch
-
-        alive = list(drafts)
-        while True:
-            stay = [row for row, draft in enumerate(alive) if not draft.ended]
-            if not stay:
-                return
-            if len(stay) < len(alive):
-                decoder.select(stay)
-                alive = [alive[row] for row in stay]
-            tokens = torch.tensor([d.ids[-1] for d in alive], device=self.model.device)  # (B,)
-            self.choose(decoder.advance(tokens), alive)
-
-    def finish(self, reply: Reply, draft: Draft, seconds: dict[str, float]) -> Reply:
+    def finish(self, draft: Any) -> Reply:
         ids = draft.ids[:-1] if draft.ids[-1] in self.end_ids else draft.ids
-        text = self.chat.text(ids)
         return replace(
-            reply, text=text, new_tokens=len(draft.ids), near_ties=draft.near_ties, seconds=seconds
+            draft.reply,
+            text=self.chat.text(ids),
+            new_tokens=len(draft.ids),
+            near_ties=draft.near_ties,
+            seconds=draft.seconds,
         )
 
 
@@ -320,10 +271,6 @@ def resolve_device(device: str) -> str:
 def kv_pairs(prompt: Prompt, pieces: Pieces) -> list[tuple[Ids, Ids]]:
     """The ids of those notes of a prompt that enter as KV."""
     return [pair for note, pair in zip(prompt.notes, pieces.notes) if note.kv]
-
-
-def greedy(logits: Any) -> int:
-    return int(logits.argmax())
 
 
 def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -12,10 +12,9 @@ from typing import Any
 
 from lag.fields import SURROGATE, clip
 from lag.formats import parsed
-from lag.traces import SECONDS, Step, Trace, UsedLog, read_rows
+from lag.traces import COUNTS, SECONDS, Step, Trace, UsedLog, read_rows
 
 GOLD_FIELDS = ("gold_answer", "gold_answers", "answers", "true")
-COUNTS = ("prompt_tokens", "cached_tokens", "new_tokens", "kv_bytes", "near_ties")
 # `test_seed=1_bn=2_bs=50.json`: what a batch file's name says where its metadata does not.
 BATCH_NAME = re.compile(
     r"(?P<split>.+?)_seed=(?P<seed>\d+)(?:_bn=\d+)?(?:_bs=(?P<batch_size>\d+))?"

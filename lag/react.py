@@ -302,6 +302,7 @@ def step_of(
         reply=reply.text,
         prompt_tokens=reply.prompt_tokens,
         cached_tokens=reply.cached_tokens,
+        reused_tokens=reply.reused_tokens,
         new_tokens=reply.new_tokens,
         kv_bytes=reply.kv_bytes,
         near_ties=reply.near_ties,
@@ -309,7 +310,7 @@ def step_of(
     )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Flight:
     """A question in flight: its trace, its generator, and the prompt that waits for a reply."""
 
@@ -356,31 +357,30 @@ def describe(error: Exception) -> dict[str, str]:
 
 
 def run(questions: Iterable[Question], agent: Agent, batch_size: int) -> Iterator[Trace]:
-    """Answer questions, `batch_size` in flight; yield each trace as it ends."""
-    waiting = iter(questions)
-    flights: list[Flight] = []
+    """Answer questions, `batch_size` in flight; yield each trace as it ends.
+
+    Raises:
+        GivenUp: a server that every question needs is lost.
+    """
+    waiting, flying = iter(questions), 0
+    batch = agent.llm.in_flight(batch_size)
     while True:
-        while len(flights) < batch_size and (question := next(waiting, None)) is not None:
-            flights.append(take_off(question, agent))
-        if not flights:
+        while flying < batch_size and (question := next(waiting, None)) is not None:
+            flight = take_off(question, agent)
+            flying += 1
+            yield from go_on(flight, batch)
+            flying -= flight.prompt is None
+        if not flying:
             return
-        asking = [flight for flight in flights if flight.prompt is not None]
-        for flight, reply in zip(asking, ask(agent.llm, [f.prompt for f in asking]), strict=True):
+        for flight, reply in batch.step():
             flight.send(reply)
-        yield from (flight.trace for flight in flights if flight.prompt is None)
-        flights = [flight for flight in flights if flight.prompt is not None]
+            yield from go_on(flight, batch)
+            flying -= flight.prompt is None
 
 
-def ask(llm: Any, batch: list[Prompt]) -> list[Any]:
-    """A reply, or the exception, for every prompt; a batch that fails is asked one by one."""
-    if not batch:
-        return []
-    try:
-        return llm.generate(batch)
-    except GivenUp:
-        raise
-    except Exception as error:
-        if len(batch) == 1:
-            return [error]
-        log.warning("a batch of %d failed (%s); asking one by one", len(batch), error)
-        return [ask(llm, [prompt])[0] for prompt in batch]
+def go_on(flight: Flight, batch: Any) -> Iterator[Trace]:
+    """Ask for the flight's next prompt, or yield its trace if it has none."""
+    if flight.prompt is None:
+        yield flight.trace
+    else:
+        batch.submit(flight, flight.prompt)

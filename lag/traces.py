@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = ("retrieve", "prefill", "decode", "store")
+COUNTS = ("prompt_tokens", "cached_tokens", "reused_tokens", "new_tokens", "kv_bytes", "near_ties")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Step:
     """One call of the model: the query before it, what entered its prompt, what it replied.
 
     action: `answer`, `search`, `nothing` (a reply without a tag) or `curate` (a cheatsheet).
+    cached_tokens: of the prompt, placed from stored KV; reused_tokens: left from the step before.
     seconds: by part, `retrieve`, `prefill` (to the first token), `decode`, `store`.
     """
 
@@ -67,6 +69,7 @@ class Step:
     kv_bytes: int = 0
     near_ties: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    reused_tokens: int = 0
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "Step":
@@ -107,7 +110,7 @@ class Trace:
     def cost(self) -> dict[str, Any]:
         """Sums over all calls, a curator's included: tokens, bytes, seconds by part."""
         total = {"calls": len(self.steps)}
-        for name in ("prompt_tokens", "cached_tokens", "new_tokens", "kv_bytes", "near_ties"):
+        for name in COUNTS:
             total[name] = sum(getattr(step, name) for step in self.steps)
         total["seconds"] = {
             part: sum(step.seconds.get(part, 0.0) for step in self.steps) for part in SECONDS

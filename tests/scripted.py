@@ -39,3 +39,26 @@ class ScriptedLLM:
             Reply(text, self.count(prompt), 0, self.num_tokens(text), seconds={"decode": 0.5})
             for prompt, text in zip(prompts, replies, strict=True)
         ]
+
+    def in_flight(self, slots):
+        return Waiting(self)
+
+
+class Waiting:
+    """Prompts that a scripted model replies to at the next step, one after the other."""
+
+    def __init__(self, llm):
+        self.llm, self.asked = llm, []
+
+    def submit(self, ticket, prompt):
+        self.asked.append((ticket, prompt))
+
+    def step(self):
+        asked, self.asked = self.asked, []
+        return [(ticket, self.reply(prompt)) for ticket, prompt in asked]
+
+    def reply(self, prompt):
+        try:
+            return self.llm.generate([prompt])[0]
+        except RuntimeError as error:
+            return error

@@ -1,0 +1,265 @@
+"""Many prompts in flight at one model: a row that ends makes room at once for the next prompt.
+
+A row does not depend on what else is in flight. What a question's next prompt begins with, its last
+one began with mostly too: the keys and values of that beginning are taken over, not computed again.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lag.chat import Ids, Pieces
+from lag.decoder import Decoder, Started
+from lag.llm import Reply, kv_pairs
+from lag.prompts import Prompt
+from lag.spans import Kept, Row
+
+log = logging.getLogger(__name__)
+
+NEAR_TIE = 1e-4  # of the largest logit: below this, batched and single runs may differ (rule 7)
+
+Item = int | tuple[Ids, Ids]
+
+
+@dataclass(eq=False, slots=True)
+class Draft:
+    """A reply while it is being written.
+
+    items: what its prompt is made of, in order: tokens, and logs that are placed as KV.
+    reply: its cost so far, once the prompt has a row.
+    alone: nothing else may be in flight beside it, because a batch with it has failed.
+    """
+
+    ticket: Hashable
+    prompt: Prompt
+    limit: int
+    choose: Callable[[Tensor], int] | None
+    items: tuple[Item, ...] = ()
+    reply: Reply | None = None
+    ids: list[int] = field(default_factory=list)
+    near_ties: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    error: Exception | None = None
+    ended: bool = False
+    alone: bool = False
+
+    def fail(self, error: Exception) -> None:
+        self.error, self.ended = error, True
+
+
+class Batch:
+    """Prompts in flight, each under a ticket: a question, of which one prompt is asked at a time.
+
+    After a reply the next prompt of a ticket is to be submitted before the next step; the keys and
+    values of a ticket without one are given up.
+    """
+
+    def __init__(self, llm: Any, slots: int, reuse: bool = True):
+        """
+        slots: rows at once; 1 for a model that keeps more than keys and values.
+        reuse: whether a ticket's next prompt takes over the beginning that it shares with the last.
+        """
+        self.llm, self.decoder = llm, Decoder(llm.model, llm.mover, slots)
+        self.reuse = reuse and self.decoder.plain
+        self.slots = slots if self.decoder.plain else 1
+        if self.slots < slots:
+            kind = llm.model.config.model_type
+            log.warning("%s keeps a state that batches would change: one prompt at a time", kind)
+        self.waiting: deque[Draft] = deque()
+        self.rows: list[Draft] = []  # of the decoder; one that ended stays until the next step
+        self.mark = 0.0
+
+    def __len__(self) -> int:
+        return len(self.waiting) + sum(not draft.ended for draft in self.rows)
+
+    def submit(self, ticket: Hashable, prompt: Prompt) -> None:
+        self.waiting.append(self.llm.draft(ticket, prompt))
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Hashable, Any]]:
+        """Let in what there is room for, or else write one token of every row.
+
+        Returns what ended: tickets with a reply, or with the exception that it ended in.
+        """
+        self.mark = time.perf_counter()
+        done = self._refill()
+        if not done and self.rows:
+            done = self._advance()
+        return [(draft.ticket, draft.error or self.llm.finish(draft)) for draft in done]
+
+    def _refill(self) -> list[Draft]:
+        """Replace the rows that ended by those that wait; returns what ended on the way."""
+        leaving = [row for row, draft in enumerate(self.rows) if draft.ended]
+        coming = self._next(len(self.rows) - len(leaving))
+        if not coming and not leaving:
+            return []
+        parts = self._started(coming)
+        entered = [draft for drafts, _ in parts for draft in drafts]
+        order = refilled(len(self.rows), leaving, len(entered))
+        rows = self.rows + entered
+        self.rows = [rows[row] for row in order]
+        try:
+            self.decoder.arrange(order, Started.merged([part for _, part in parts]))
+        except Exception as error:  # there may be no memory for so many rows
+            done = [draft for draft in coming if draft.ended]
+            return done + self._start_over(error)
+        self._charge(entered, "prefill")
+        return [draft for draft in coming if draft.ended]
+
+    def _next(self, alive: int) -> list[Draft]:
+        """Who may enter beside so many rows."""
+        if any(draft.alone for draft in self.rows if not draft.ended):
+            return []
+        if self.waiting and self.waiting[0].alone:
+            return [] if alive else [self.waiting.popleft()]
+        free = max(self.slots - alive, 0)
+        return [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+
+    def _started(self, coming: list[Draft]) -> list[tuple[list[Draft], Started]]:
+        """Compute prompts up to their first token, together; if that fails, one by one."""
+        if not coming:
+            return []
+        try:
+            return [(coming, self._start(coming))]
+        except Exception as error:
+            if len(coming) == 1:
+                coming[0].fail(error)
+                return []
+            log.warning("a batch of %d failed (%s); asking one by one", len(coming), error)
+        return [part for draft in coming for part in self._started([draft])]
+
+    def _start(self, coming: list[Draft]) -> Started:
+        prompts = [draft.prompt for draft in coming]
+        pieces = [self.llm.chat.encode(prompt) for prompt in prompts]
+        rows, replies = self.llm.place(prompts, pieces)
+        rows = [self._with_kept(*row) for row in zip(coming, pieces, rows, strict=True)]
+        for draft, row, reply in zip(coming, rows, replies, strict=True):
+            draft.reply = replace(reply, reused_tokens=row.kept.tokens if row.kept else 0)
+        self._charge(coming, "store")
+        logits, started = self.decoder.start(rows)
+        self.choose(logits, coming)
+        self._charge(coming, "prefill")
+        return started
+
+    def _with_kept(self, draft: Draft, pieces: Pieces, row: Row) -> Row:
+        """The row, with what the ticket's last row has of it already."""
+        draft.items = items(draft.prompt, pieces)
+        for number, before in enumerate(self.rows):
+            if self.reuse and before.ticket == draft.ticket and before.reply:
+                count = shared(before.items, draft.items, len(row.head) if row.spans else 0)
+                return replace(row, kept=self._kept(number, draft.items[:count]))
+        return row
+
+    def _kept(self, number: int, beginning: Sequence[Item]) -> Kept | None:
+        logs = [item for item in beginning if not isinstance(item, int)]
+        tokens = len(beginning) - len(logs)
+        length = tokens + sum(len(keep) for _, keep in logs)
+        if not length:
+            return None
+        return Kept(self.decoder.beginning(number, length), len(logs), tokens)
+
+    def _advance(self) -> list[Draft]:
+        """Write one token of every row; returns what ended."""
+        if full := self._full():
+            return full
+        tokens = torch.tensor([draft.ids[-1] for draft in self.rows])  # (B,)
+        try:
+            logits = self.decoder.advance(tokens)
+        except Exception as error:
+            return self._start_over(error)
+        self.choose(logits, self.rows)
+        self._charge(self.rows, "decode")
+        return [draft for draft in self.rows if draft.ended]
+
+    def _full(self) -> list[Draft]:
+        """End those that have reached the model's length."""
+        most = self.decoder.max_length
+        full = [d for d, n in zip(self.rows, self.decoder.lengths, strict=True) if n >= most]
+        for draft in full:
+            draft.fail(
+                ValueError(
+                    f"a sequence has reached the {most} tokens that this model takes; ask for "
+                    "fewer new tokens"
+                )
+            )
+        return full
+
+    def _start_over(self, error: Exception) -> list[Draft]:
+        """After a failure in the midst of a batch: ask each row again, alone; one row has failed."""
+        rows, self.rows = [draft for draft in self.rows if not draft.ended], []
+        self.decoder = Decoder(self.llm.model, self.llm.mover, self.decoder.slots)
+        if len(rows) == 1:
+            rows[0].fail(error)
+            return rows
+        log.warning("a batch of %d failed (%s); asking one by one", len(rows), error)
+        again = [self.llm.draft(draft.ticket, draft.prompt) for draft in rows]
+        for draft, before in zip(again, rows, strict=True):
+            draft.alone, draft.seconds = True, before.seconds
+        self.waiting.extendleft(reversed(again))
+        return []
+
+    def choose(self, logits: Tensor, drafts: Sequence[Draft]) -> None:
+        """Append the next token of every draft. logits: (B, V)."""
+        best = logits.argmax(-1, keepdim=True)  # (B, 1)
+        lead = logits.gather(-1, best)[:, 0].float()  # (B,)
+        next_best = logits.scatter(-1, best, float("-inf")).amax(-1).float()  # (B,)
+        largest = lead.maximum(-logits.amin(-1).float())  # (B,)
+        ties = (lead - next_best < NEAR_TIE * largest).tolist()
+        facts = zip(drafts, best[:, 0].tolist(), ties, largest.isfinite().tolist(), strict=True)
+        for row, (draft, token, tie, finite) in enumerate(facts):
+            if not finite:
+                error = ValueError("the model's logits are not finite; try --dtype float32")
+                draft.fail(error)
+                continue
+            draft.ids.append(draft.choose(logits[row]) if draft.choose else token)
+            draft.near_ties += tie
+            draft.ended = draft.ids[-1] in self.llm.end_ids or len(draft.ids) >= draft.limit
+
+    def _charge(self, drafts: Sequence[Draft], part: str) -> None:
+        """Share the seconds since the last charge, so that sums are what the clock showed."""
+        if drafts:
+            now = time.perf_counter()
+            for draft in drafts:
+                draft.seconds[part] += (now - self.mark) / len(drafts)
+            self.mark = now
+
+
+def items(prompt: Prompt, pieces: Pieces) -> tuple[Item, ...]:
+    """What a prompt is made of, in the order of its row."""
+    text = [ids for note, (_, ids) in zip(prompt.notes, pieces.notes) if not note.kv]
+    return (*pieces.head, *kv_pairs(prompt, pieces), *sum(text, ()), *pieces.tail)
+
+
+def shared(before: Sequence[Item], now: Sequence[Item], least: int) -> int:
+    """How many items two prompts have in common at their beginning; 0 for fewer than `least`.
+
+    The last token is never among them: what comes next is read off it.
+    """
+    pairs = zip(before, now[:-1])
+    count = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(before), len(now) - 1))
+    return count if count >= least else 0
+
+
+def refilled(count: int, leaving: Sequence[int], joining: int) -> list[int]:
+    """Who stands in which row after some left and others joined; as few as possible move.
+
+    Those that join are counted on from `count`.
+    """
+    new = list(range(count, count + joining))
+    order = list(range(count))
+    for row, one in zip(leaving, new):
+        order[row] = one
+    order += new[len(leaving) :]
+    holes = set(leaving[joining:])
+    for hole in sorted(holes):
+        while order and order[-1] in holes:
+            order.pop()
+        if hole < len(order):
+            order[hole] = order.pop()
+    return order
