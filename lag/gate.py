@@ -98,7 +98,7 @@ def check_movable(model: nn.Module) -> Mover:
         max_length = _fixed_length(model)
         offset = min(PROBE_OFFSET, max_length - PROBE_TOKENS)
         here, there = _probe(model, 0), _probe(model, max(offset, 0))
-    except (TypeError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
+    except (TypeError, AttributeError, LookupError, RuntimeError) as error:
         raise _refusal(model, f"a short forward with a cache failed ({error!r})") from error
     if offset < 1:
         raise _refusal(model, f"its angles are fixed for {max_length} tokens only")
@@ -234,7 +234,19 @@ def _fixed_length(model: nn.Module) -> int:
         else:
             high = middle
     _frequencies_at(model, 0)  # dynamic frequencies stay as the last call left them
-    return low
+    return min(low, _length_of_even_queries(model))
+
+
+def _length_of_even_queries(model: nn.Module) -> int:
+    """The length from which on queries grow with their position, as Ministral 3 has it.
+
+    Keys and values of a first layer would still move; those behind it saw other attention.
+    """
+    config = model.config.get_text_config(decoder=True)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if not parameters.get("llama_4_scaling_beta"):
+        return UNBOUNDED
+    return parameters["original_max_position_embeddings"]
 
 
 def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

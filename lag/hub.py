@@ -141,6 +141,8 @@ def loading_advice(name: str, error: BaseException) -> str:
         return "neither a folder nor a model on the hub; check the spelling (private: set HF_TOKEN)"
     if "trust_remote_code" in text:
         return "brings its own code; if you trust it, add --trust-remote-code"
+    if "Unrecognized configuration class" in text:
+        return "is no causal language model; expected one that goes on writing a text from its left"
     if "couldn't connect" in text or "OfflineModeIsEnabled" in kinds:
         return "not a folder, not in the hub's cache, and the hub cannot be reached; pass a folder"
     if "ImportError" in kinds:

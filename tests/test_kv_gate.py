@@ -9,13 +9,6 @@ from lag.gate import PROBE_OFFSET, PROBE_TOKENS, fill
 from lag.rotary import rotate
 
 
-@pytest.mark.parametrize("family", families.REFUSED)
-def test_refused_with_the_reason(family):
-    with pytest.raises(ValueError, match=families.REFUSED[family][2]) as refusal:
-        kv.check_movable(families.refused(family))
-    assert "cannot reuse KV" in str(refusal.value) and "\n" not in str(refusal.value)
-
-
 def test_frequencies_cast_to_low_precision_are_refused():
     """`.to(bfloat16)` moves keys at position 30,000 by two thirds of their length."""
     model = families.build(*families.MOVABLE["llama"]).to(torch.bfloat16)
@@ -40,6 +33,8 @@ def test_a_range_that_ends_where_the_frequencies_switch():
     logits = decoder.prefill([kv.Row((), spans, (7,) * 1022)])
     with pytest.raises(ValueError, match="has reached the 1024 tokens"):
         decoder.advance(logits.argmax(-1))
+    with pytest.raises(ValueError, match="a log of 1025 tokens is longer than the 1024"):
+        kv.encode(model, mover, [((7,) * 1000, (8,) * 25)])
     decoder.prefill([kv.Row(tail=(7,) * 1025)])  # without spans it is the model's own business
 
 
