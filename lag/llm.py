@@ -158,7 +158,18 @@ class LLM:
         self.disk = self.disk or DiskBudget(folder, self.keeping.disk)
         budgets = (self.resident, self.disk)
         self.store = KVStore(folder, fingerprint, strategy, encode, self.kv_dtype, *budgets)
+        self.store.reads = self.reading(self.store)
         return self.store
+
+    def reading(self, store: Any) -> Callable[[int, int], bool]:
+        """When a log's file is read rather than the log encoded again."""
+        from lag import costs
+
+        if self.keeping.source != "auto":
+            return costs.CHOICES[self.keeping.source]
+        found = costs.known_or_measured(store, self.device, self.max_length)
+        log.info("KV is read or encoded, whichever is faster here: %s", found)
+        return found.reads_faster
 
     def content_ids(self, text: str) -> Ids:
         """Ids of text that is not a template's: see `chat`."""
