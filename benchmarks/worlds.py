@@ -18,7 +18,7 @@ from lag.traces import read_json, write_json
 
 NAME = "miniwiki"
 SPLITS = {"train": "seen", "test": "unseen"}
-CONTROL = "log_kv_log-control-random"
+CONTROL = "log_kv_random"
 SHOWN = [*MODES, CONTROL]
 
 Results = dict[tuple[str, str], dict[str, Any]]
