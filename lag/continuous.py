@@ -67,7 +67,7 @@ class Batch:
         """
         self.llm, self.decoder = llm, Decoder(llm.model, llm.mover, slots)
         self.reuse = reuse and self.decoder.plain
-        self.slots = slots if self.decoder.plain else 1
+        self.slots = self.decoder.slots
         if self.slots < slots:
             kind = llm.model.config.model_type
             log.warning("%s keeps a state that batches would change: one prompt at a time", kind)
@@ -162,6 +162,7 @@ class Batch:
         length = tokens + sum(len(keep) for _, keep in logs)
         if not length:
             return None
+        tokens += sum(min(len(keep), self.llm.recompute) for _, keep in logs)
         return Kept(self.decoder.beginning(number, length), len(logs), tokens)
 
     def _advance(self) -> list[Draft]:

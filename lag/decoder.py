@@ -63,13 +63,13 @@ class Decoder:
     def __init__(self, model: nn.Module, mover: Mover | None = None, slots: int = 1):
         """
         mover: from `check_movable`; None means that no row may have spans.
-        slots: for how many rows memory is taken once rows join.
+        slots: for how many rows memory is taken once rows join; 1 where rows cannot be padded.
         """
-        self.slots = slots
         self.model = model
         self.mover = mover
         self.max_length = max_positions(model)  # of this batch: spans may lower it
         self.plain = holds_plain_kv(model)
+        self.slots = slots if self.plain else 1
         self.takes_positions = takes(model, "position_ids")
         # Mamba's name for it; an unknown name would be swallowed, and every step start anew
         self.cache_argument = "cache_params" if takes(model, "cache_params") else "past_key_values"
@@ -108,10 +108,10 @@ class Decoder:
 
         order: a row of now, or, counted on from these, one of those started.
         """
-        joining = started.lengths if started else []
-        if joining and not self.lengths and list(order) == list(range(self.slots)):
+        lengths = self.lengths + (started.lengths if started else [])
+        only_new = list(order) == list(range(len(self.lengths), len(lengths)))
+        if started and only_new and len(order) == self.slots:
             return self._adopt(started)
-        lengths = self.lengths + joining
         self.lengths = [lengths[row] for row in order]
         width = max(self.lengths, default=0)
         if not order:
@@ -178,7 +178,7 @@ class Decoder:
             )
         if not all(row.tail for row in rows):
             raise ValueError("a row without a token after its spans has nothing to predict from")
-        if not self.plain and len(rows) + len(self.lengths) > 1:
+        if not self.plain and len(rows) > 1:
             raise ValueError(
                 f"{self.model.config.model_type} keeps more than keys and values, which padding "
                 "would change; run it one at a time: --batch-size 1"
