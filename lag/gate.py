@@ -27,6 +27,7 @@ ROUNDING = {
     torch.float16: 4e-3,
     torch.bfloat16: 0.03,
 }
+PLAIN = {DynamicLayer, DynamicSlidingWindowLayer}
 MOST = 0.25  # a wrong rotation differs by more
 
 
@@ -43,9 +44,13 @@ def takes(model: nn.Module, argument: str) -> bool:
 def holds_plain_kv(model: nn.Module) -> bool:
     """Whether every layer caches one key and one value per token, of its own, and nothing else."""
     layers = DynamicCache(config=model.config).layers
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    config = model.config.get_text_config(decoder=True)
     kinds = {type(layer) for layer in layers}
-    return kinds <= {DynamicLayer, DynamicSlidingWindowLayer} and len(layers) == count
+    if set(getattr(config, "layers_block_type", None) or ()) - {"attention"}:
+        return False  # RecurrentGemma kept its state in its layers in transformers 5.10
+    if not layers and getattr(config, "num_kv_shared_layers", None) == 0:
+        return True  # transformers 5.10 takes "the last 0 layers share" for all of them
+    return kinds <= PLAIN and len(layers) == config.num_hidden_layers
 
 
 def right_padded(

@@ -95,7 +95,7 @@ MOVABLE_TOO = {
 }
 WITHOUT_ROTATION = {"some layers without": 1, "interleaved cohere2": 1, "exaone4": 1}  # layers of 4
 # what the oldest release that is supported does not have yet
-LATER = {"minicpm3", "deepseek_v32"}
+LATER = {"minicpm3", "deepseek_v32", "hunyuan_vl"}
 REFUSED = {
     "gpt2":             ("GPT2Config", dict(n_embd=32, n_layer=2, n_head=4, n_positions=256, max_position_embeddings=256), "added to its embeddings"),
     "opt":              ("OPTConfig", dict(ffn_dim=64, word_embed_proj_dim=64), "added to its embeddings"),
@@ -110,17 +110,17 @@ REFUSED = {
     "llama4":           ("Llama4TextConfig", dict(head_dim=16, num_local_experts=2, intermediate_size_mlp=64), "chunked_attention"),
     "gemma3n":          ("Gemma3nTextConfig", dict(head_dim=16, num_kv_shared_layers=2, vocab_size_per_layer_input=263), "more, or less"),
     "gptj":             ("GPTJConfig", dict(n_embd=64, n_layer=2, n_head=4, n_positions=256, rotary_dim=8), "another kind of rotation"),
-    "deepseek_v2":      ("DeepseekV2Config", dict(**LATENT, **SPARSE, v_head_dim=16, num_key_value_heads=4, first_k_dense_replace=1, topk_method="greedy", n_group=1, topk_group=1), "latent attention"),
+    "deepseek_v2":      ("DeepseekV2Config", dict(**LATENT, **SPARSE, v_head_dim=16, num_key_value_heads=4, first_k_dense_replace=1, topk_method="greedy", n_group=1, topk_group=1), "latent attention|follow its angles"),
     "minicpm3":         ("MiniCPM3Config", dict(**LATENT, v_head_dim=16, num_key_value_heads=4), "latent attention"),
     "hunyuan_v1_moe":   ("HunYuanMoEV1Config", dict(head_dim=16, num_experts=4, moe_topk=2, moe_intermediate_size=32), "norm after the rotation"),
     "deepseek_v32":     ("DeepseekV32Config", dict(**LATENT, **SPARSE, v_head_dim=16, num_key_value_heads=4), "indexed_attention"),
-    "glm_moe_dsa":      ("GlmMoeDsaConfig", dict(**LATENT, **SPARSE, v_head_dim=16, num_key_value_heads=4), "indexed_attention|more, or less"),
+    "glm_moe_dsa":      ("GlmMoeDsaConfig", dict(**LATENT, **SPARSE, v_head_dim=16, num_key_value_heads=4), "indexed_attention|short forward with a cache"),
     "deepseek_v4":      ("DeepseekV4Config", dict(head_dim=16, **SPARSE), "compressed_sparse_attention"),
     "jamba":            ("JambaConfig", dict(num_experts=2, mamba_d_state=8, mamba_dt_rank=4, attn_layer_period=2, attn_layer_offset=1, use_mamba_kernels=False), "linear_attention|hybrid|mamba"),
     "qwen3_5":          ("Qwen3_5TextConfig", dict(head_dim=16, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8), "linear_attention"),
     "lfm2":             ("Lfm2Config", dict(layer_types=["conv", "full_attention"] * 2, block_ff_dim=64), "conv"),
     "gemma4 shared":    ("Gemma4TextConfig", dict(**GEMMA4, num_kv_shared_layers=2), "more, or less"),
-    "recurrent_gemma":  ("RecurrentGemmaConfig", {}, "linear_attention|recurrent"),
+    "recurrent_gemma":  ("RecurrentGemmaConfig", {}, "linear_attention|more, or less"),
     "mamba2":           ("Mamba2Config", dict(num_heads=4, head_dim=32, state_size=8, n_groups=1), "linear_attention|layers of type|takes no position_ids"),
     "rwkv":             ("RwkvConfig", {}, "takes no position_ids"),
     "bart":             ("BartConfig", dict(d_model=64, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64), "takes no position_ids"),
