@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small
@@ -39,15 +40,15 @@ def healthy(url: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_folder, tmp_path_factory):
-    """`transformers serve` with the tiny model, in float32 on the CPU."""
+def server(tmp_path_factory):
+    """`transformers serve` in float32 on the CPU; it loads whichever model a request names."""
     port = free_port()
     command = Path(sys.executable).with_name("transformers")
     flags = ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
     log = tmp_path_factory.mktemp("server") / "log"
     with open(log, "w") as output:
         process = subprocess.Popen(
-            [command, "serve", str(tiny_folder), *flags],
+            [command, "serve", *flags],
             stdout=output,
             stderr=output,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -78,26 +79,46 @@ def data(small_root, embedder_folder, tmp_path_factory):
     return root
 
 
-def rows_of(root: Path, run: str) -> dict:
-    rows = traces.read_parts(root / "wikihop" / "preds" / "train" / run)
-    return {id: traces.without_seconds(rows[id]) for id in sorted(rows)}
+def rows_of(root: Path, name: str, run: str, split: str) -> dict:
+    """Rows but for what only a process knows: the clock, and what is left from the step before."""
+    rows = traces.read_parts(root / name / "preds" / split / run)
+    return {id: without(traces.without_seconds(rows[id]), "reused_tokens") for id in sorted(rows)}
+
+
+def without(row: Any, name: str) -> Any:
+    if isinstance(row, dict):
+        return {key: without(value, name) for key, value in row.items() if key != name}
+    return [without(value, name) for value in row] if isinstance(row, list) else row
+
+
+def replies_of(rows: dict) -> list[str]:
+    return [step["reply"] for row in rows.values() for step in row["trace"]]
+
+
+def answer_on_both_sides(server: str, root: Path, name: str, split: str, flags: list[str]) -> list:
+    """Run every solver and text mode here and on the server; the rows of each, which are equal."""
+    flags = [*flags, "-d", name, "--data", str(root), "--split", split, "--limit", "2"]
+    flags += ["--temperature", "0", "-m", ",".join(TEXT_MODES)]
+    here = ["--layout", "user", "--prefill", "folded", "--device", "cpu", "--batch-size", "1"]
+    there = ["--provider", "openai", "--base-url", server, "--concurrency", "1"]
+    for solver, row in SOLVERS.items():
+        steps = [] if row.max_steps else ["--max-steps", "2"]
+        for side in (here, there):
+            assert agentic.main([*flags, "--solver", solver, *steps, *side]) == 0
+    folder = root / name / "preds" / split
+    runs = sorted(path.name for path in folder.glob("*_openai*"))
+    assert len(runs) == len(SOLVERS) * len(TEXT_MODES)
+    found = []
+    for run in runs:
+        rows = rows_of(root, name, run, split)
+        assert rows == rows_of(root, name, f"{run.replace('_openai', '')}_folded_user", split)
+        found.append(rows)
+    return found
 
 
 def test_replies_over_http_are_those_in_the_process(server, data, embedder_folder, tiny_folder):
-    flags = ["-d", "wikihop", "--data", str(data), "--embedder", str(embedder_folder)]
-    flags += ["--model", str(tiny_folder), "--max-new-tokens", "8", "--limit", "2"]
-    flags += ["-m", ",".join(TEXT_MODES), "--temperature", "0"]
-    here = ["--layout", "user", "--prefill", "folded", "--device", "cpu", "--batch-size", "1"]
-    there = ["--provider", "openai", "--base-url", server, "--concurrency", "1"]
-    for name, solver in SOLVERS.items():
-        steps = [] if solver.max_steps else ["--max-steps", "2"]
-        for side in (here, there):
-            assert agentic.main([*flags, "--solver", name, *steps, *side]) == 0
-    runs = sorted(path.name for path in (data / "wikihop" / "preds" / "train").glob("*_openai*"))
-    assert len(runs) == len(SOLVERS) * len(TEXT_MODES)
-    replies = set()
-    for run in runs:
-        served = rows_of(data, run)
-        assert served == rows_of(data, run.replace("_openai", "") + "_folded_user")
-        replies |= {step["reply"] for row in served.values() for step in row["trace"]}
-    assert len(replies) > len(runs) / 2 and all(replies)
+    flags = ["--model", str(tiny_folder), "--embedder", str(embedder_folder)]
+    flags += ["--max-new-tokens", "8"]
+    found = answer_on_both_sides(server, data, "wikihop", "train", flags)
+    replies = {reply for rows in found for reply in replies_of(rows)}
+    assert len(replies) > len(found) / 2 and all(replies)
