@@ -27,8 +27,18 @@ log = logging.getLogger(__name__)
 STALE_SECONDS = 24 * 3600  # a temporary file of another machine is left alone for so long
 
 # hits: spans that needed no encoding, of which so many from memory; by_choice: encoded though a
-# file is there, or without writing one; evicted: files that went for the sake of --kv-disk
-COUNTS = ("hits", "from_memory", "encoded", "by_choice", "damaged", "unpublished", "evicted")
+# file is there, or without writing one; evicted: files that went for the sake of --kv-disk;
+# held: spans in memory now
+COUNTS = (
+    "hits",
+    "from_memory",
+    "held",
+    "encoded",
+    "by_choice",
+    "damaged",
+    "unpublished",
+    "evicted",
+)
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -130,6 +140,7 @@ class KVStore:
                 found[pair] = as_read(span, self.packing)
                 self.resident.put(self.key(*pair), found[pair])
             self.counts["encoded"] += len(missing)
+        self.counts["held"] = len(self.resident.spans)
         fresh = set(missing)
         return [
             Fetched(found[pair], "encoded" if pair in fresh else "kv", found[pair].num_bytes)
