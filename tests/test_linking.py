@@ -14,6 +14,7 @@ from test_kv_oracle import CASES, CLOSE, tokens
 
 import agentic
 from lag import kv, manifest
+from lag.continuous import Batch
 from lag.llm import LLM
 from lag.modes import MODES
 
@@ -158,3 +159,28 @@ def test_without_kv_it_is_refused():
     done = subprocess.run(command, capture_output=True, text=True)
     (line,) = done.stderr.strip().splitlines()
     assert done.returncode == 2 and "--recompute 4 is for logs that enter as KV" in line
+
+
+@pytest.mark.parametrize("layout", ["paper", "system-first"])
+@pytest.mark.parametrize(("recompute", "sink"), [(0, 3), (3, 0), (5, 2)])
+def test_the_next_step_of_a_question_links_what_is_new_to_what_it_kept(
+    tmp_path, layout, recompute, sink
+):
+    """A log more, then one less: replies are the oracle's, and every token is counted once."""
+    settings = dict(layout=layout, max_new_tokens=6, recompute=recompute, sink=sink)
+    llm = LLM(tiny.tiny_model(), tiny.byte_tokenizer(), **settings)
+    llm.open_store(tmp_path, MODES["log_kv"])
+    batch, reused = Batch(llm, slots=2), []
+    for prompt in (PROMPTS[2], PROMPTS[0], PROMPTS[3]):
+        batch.submit("question", prompt)
+        batch.submit("other", PROMPTS[1])
+        replies = {}
+        while len(batch):
+            replies |= dict(batch.step())
+        reply = replies["question"]
+        assert reply.text == said(llm, prompt, 6)
+        kept = [len(keep) for _, keep in llm.chat.encode(prompt).notes]
+        assert reply.cached_tokens == sum(max(length - recompute, 0) for length in kept)
+        reused.append(reply.reused_tokens)
+    head = len(llm.chat.encode(PROMPTS[0]).head)
+    assert reused == [0, head + recompute, head + 2 * recompute]
