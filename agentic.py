@@ -25,7 +25,7 @@ NUM_PARTITIONS = 1  # into how many shares `-p` cuts a split; `--num-partitions`
 
 ORDERS = ("similar-last", "similar-first", "entered")
 LAYOUTS = ("paper", "system-first", "user")
-PREFILLS = ("turn", "folded")
+PREFILLS = ("turn", "folded", "auto")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     loop.add_argument("--max-steps", type=number(1), metavar="N", help="calls per question; default: the data set's (QA 8, multiple choice 3)")
     loop.add_argument("--trace-steps", type=number(0), default=0, metavar="N", help="show the last N queries and replies of the question in its prompt (%(default)s: none)")
     loop.add_argument("--trace-tokens", type=number(0), default=0, metavar="N", help="at most so many tokens of them, whole steps only; 0: what fits (%(default)s)")
-    loop.add_argument("--prefill", choices=PREFILLS, help="what begins a reply stands in the model's turn (default), or at the end of the user's (default of an endpoint)")
+    loop.add_argument("--prefill", choices=PREFILLS, help="what begins a reply stands in the model's turn (default), or at the end of the user's (default of an endpoint); auto asks a server which it can do")
     loop.add_argument("--max-new-tokens", type=number(1), default=1024, metavar="N", help="longest reply in tokens (%(default)s)")
     loop.add_argument("--temperature", type=number(0, float), default=0.0, metavar="T", help="0 takes the likeliest token (%(default)s)")
     cli.add_flags(loop, "seed")

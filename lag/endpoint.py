@@ -9,6 +9,8 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
@@ -138,17 +140,44 @@ class Endpoint:
 
     def reply(self, prompt: Prompt) -> Reply:
         start = time.perf_counter()
+        answer = self.ask(self.body(prompt))
+        text = read_choice(answer)["message"]["content"]
+        return self.costed(prompt, text, answer.get("usage"), time.perf_counter() - start)
+
+    def ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request; raises as `generate` does."""
         try:
-            answer = self.client.ask(
-                f"{self.base_url}/chat/completions", self.body(prompt), self.headers(), checked
-            )
+            url = f"{self.base_url}/chat/completions"
+            return self.client.ask(url, body, self.headers(), checked)
         except Refused as error:
             self.tally(refused=1)
             if error.status in HOPELESS:
                 raise GivenUp(f"{error}; {HOPELESS[error.status]}") from None
             raise
-        text = read_choice(answer)["message"]["content"]
-        return self.costed(prompt, text, answer.get("usage"), time.perf_counter() - start)
+
+    @cached_property
+    def continues(self) -> bool:
+        """Whether the server goes on with a model's turn that is begun for it.
+
+        Told by its own counts of two prompts: a turn that goes on is longer by the one token that
+        it begins with; one that was closed, with another behind it, by the ends of turns as well.
+
+        Raises:
+            GivenUp: no answer at all.
+        """
+        bare = Prompt("Write one letter.", key="probe", max_new_tokens=1)
+        try:
+            lengths = [self.length_of(prompt) for prompt in (bare, replace(bare, prefill="a"))]
+        except Refused:  # it knows no such request
+            return False
+        except Transient as error:
+            raise GivenUp(f"--prefill auto: {error}; see to the server, or name one") from None
+        return 0 not in lengths and lengths[1] - lengths[0] == 1
+
+    def length_of(self, prompt: Prompt) -> int:
+        """How many tokens the server counts in a prompt; 0 if it does not say."""
+        self.tally(probes=1)
+        return stated(self.ask(self.body(prompt)).get("usage"), "prompt_tokens")
 
     def costed(self, prompt: Prompt, text: str, usage: Any, seconds: float) -> Reply:
         """The reply with what the server says it cost; what it does not say is counted here."""

@@ -13,7 +13,7 @@ from lag import cli, controls, manifest, metrics, prompts, traces
 from lag.evidence import load_evidence
 from lag.modes import Mode
 from lag.paths import Paths
-from lag.providers import PROVIDERS
+from lag.providers import PROVIDERS, find_prefill
 from lag.solvers import SOLVERS
 from lag.tasks import TASKS, Task, read_questions
 from lag.traces import Question, Trace
@@ -159,6 +159,7 @@ class Worker:
         documents, docs = load_evidence(args, run.paths, run.questions, self.load_embedder)
         index = LogIndex(logs, self.load_embedder(), run.paths) if logs else None
         llm = self.load_llm()
+        settings["prefill"] = find_prefill(args.prefill, llm)
         if mode.enters == "kv":
             llm.open_store(run.paths.kv, mode)
         agent = react.Agent(
@@ -214,7 +215,7 @@ class Worker:
             "max_new_tokens": args.max_new_tokens,
         }
         read = [name for name in manifest.named_flags(run.mode) if name != "log_store"]
-        return identity | {name: getattr(args, name) for name in read}
+        return identity | {name: getattr(args, name) for name in read} | {"prefill": agent.prefill}
 
 
 def flags_of(args: argparse.Namespace) -> dict[str, Any]:

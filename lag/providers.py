@@ -1,11 +1,14 @@
 """`PROVIDERS`: who plays the model's side, one row each, and which flags are theirs."""
 
 import argparse
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lag.modes import MODES, Mode
+
+log = logging.getLogger(__name__)
 
 CONCURRENCY = 8
 TIMEOUT = 120.0  # seconds
@@ -68,7 +71,7 @@ class Provider:
 # fmt: off
 PROVIDERS = {provider.name: provider for provider in (
     Provider("hf",     load_model,    ("paper", "system-first", "user"), ("turn", "folded"), kv=True,  flags=("dtype", "batch_size")),
-    Provider("openai", open_endpoint, ("user",),                         ("folded", "turn"), kv=False, flags=("base_url", "concurrency", "tokenizer", "timeout")),
+    Provider("openai", open_endpoint, ("user",),                         ("folded", "turn", "auto"), kv=False, flags=("base_url", "concurrency", "tokenizer", "timeout")),
 )}
 # fmt: on
 DEFAULT_PROVIDER = "hf"
@@ -92,6 +95,15 @@ def settle(args: argparse.Namespace, modes: Sequence[Mode]) -> None:
             )
     check_modes(provider, modes)
     check_flags(args, provider)
+
+
+def find_prefill(wanted: str, llm: Any) -> str:
+    """What `auto` comes to: `turn` where the server goes on with a turn that is begun for it."""
+    if wanted != "auto":
+        return wanted
+    found = "turn" if llm.continues else "folded"
+    log.info("%s: what begins a reply is sent as --prefill %s", llm.device, found)
+    return found
 
 
 def check_modes(provider: Provider, modes: Sequence[Mode]) -> None:

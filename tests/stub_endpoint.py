@@ -11,13 +11,17 @@ FAULTS = ("429", "500", "503", "timeout", "half", "no choice", "empty choice", "
 
 
 class Stub(ThreadingHTTPServer):
-    """reply: from a request's body to what is said. fault: from its number, from 0, to a name."""
+    """reply: from a request's body to what is said. fault: from its number, from 0, to a name.
+
+    count: from a body to the number of its prompt's tokens.
+    """
 
     daemon_threads = True
     elsewhere = "http://127.0.0.1:9/"  # where a 302 points to
 
     def __init__(self, reply: Callable[[dict], str], fault: Callable[[int], str] = lambda n: ""):
         self.reply, self.fault = reply, fault
+        self.count: Callable[[dict], int] = lambda body: 11
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.at_once = self.most_at_once = 0
@@ -74,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         elif not fault or fault == "slow":
             time.sleep(0.05 if fault else 0)
             choice["message"]["content"] = self.server.reply(body)
-        usage = {"prompt_tokens": 11, "completion_tokens": 7}
+        usage = {"prompt_tokens": self.server.count(body), "completion_tokens": 7}
         answer = {"choices": [] if fault == "no choice" else [choice], "usage": usage}
         return self.send(200, answer, half=fault in ("half", "cut"), cut=fault == "cut")
 

@@ -37,7 +37,10 @@ def say(body: dict) -> str:
     user = body["messages"][-1]["content"]
     if "cheatsheet" in user[:300]:
         return "<cheatsheet>Look at the documents.</cheatsheet>"
-    name = re.search(r"does (\w+) live", user)[1]
+    asked = re.search(r"does (\w+) live", user)
+    if not asked:
+        return ""  # to the probe of a begun turn
+    name = asked[1]
     n, num_docs = small.NAMES.index(name), len(re.findall(r"^\[\d+\] ", user, re.M))
     if n % 2 == 0 or (n % 4 == 1 and num_docs > 2):
         return f"{name} lives there. <ans>{small.CITIES[n % 3]}</ans>"
@@ -223,6 +226,64 @@ def test_what_a_server_cannot_do_is_refused_before_it_is_asked(run, flags, named
 def test_a_server_s_flag_without_a_server_is_refused(run, flag):
     with pytest.raises(ValueError, match="is for --provider openai"):
         run(f"-m base --{flag.replace('_', '-')} 7")
+
+
+def counted(body, *, continues, opens=True, per_end=2):
+    """A prompt's tokens by words, by a template that ends turns, and may open the model's."""
+    turns = [len(message["content"].split()) + 1 for message in body["messages"]]
+    open_end = continues and body.get("continue_final_message", False)
+    return sum(turns) + per_end * (len(turns) - open_end) + (0 if open_end else int(opens))
+
+
+AUTO = "-m base --max-steps 3 --prefill auto"
+
+
+@pytest.mark.parametrize(
+    ("count", "found"),
+    [
+        (lambda body: counted(body, continues=True), "turn"),
+        (lambda body: counted(body, continues=False), "folded"),
+        (lambda body: counted(body, continues=False, opens=False, per_end=1), "folded"),
+        (lambda body: 11, "folded"),  # the begun turn was dropped
+        (lambda body: 0, "folded"),  # it does not say
+    ],
+)
+def test_whether_a_server_goes_on_with_a_turn_is_asked_once(run, count, found):
+    with Stub(say) as stub:
+        stub.count = count
+        code, summary, _ = run(AUTO, make(stub))
+    assert code == 0 and Path(summary["run"]).name == "base_openai_s3_auto"
+    known = json.loads((Path(summary["run"]) / "run.json").read_text())
+    assert known["identity"]["prefill"] == found
+    last = {body["messages"][-1]["role"] for body in stub.bodies[2:]}
+    assert last == {"assistant" if found == "turn" else "user"}
+    assert summary["served"]["probes"] == 2
+    assert [body["max_tokens"] for body in stub.bodies[:2]] == [1, 1]
+    assert len(stub.bodies) == summary["served"]["requests"] + 2
+
+
+def test_a_server_that_refuses_a_begun_turn_gets_it_folded(run):
+    with Stub(say) as stub:
+        stub.fault = lambda n: "422" if "continue_final_message" in stub.bodies[n] else ""
+        code, summary, _ = run(AUTO, make(stub))
+    assert code == 0 and summary["failed"] == 0
+    assert all(body["messages"][-1]["role"] == "user" for body in stub.bodies[2:])
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [("404", "is the model's name"), ("500", "--prefill auto")]
+)
+def test_a_server_that_cannot_be_asked_ends_the_run_in_one_line(run, fault, said):
+    with Stub(say, lambda n: fault) as stub, pytest.raises(GivenUp, match=said):
+        run(AUTO, make(stub))
+
+
+def test_a_run_goes_on_only_as_it_was_begun(run):
+    with Stub(say) as stub:
+        run(f"{AUTO} --limit 1", make(stub))
+        stub.count = lambda body: counted(body, continues=True)
+        with pytest.raises(ValueError, match="prefill: folded -> turn"):
+            run(AUTO, make(stub))
 
 
 CONTROL = ["<|im_end|>", "<|eot_id|>", "<s>", "</s>", "[INST]", "<<SYS>>", "<end_of_turn>", "<bos>"]

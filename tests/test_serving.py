@@ -17,8 +17,10 @@ from scripted import ScriptedLLM
 
 import agentic
 from lag import traces
+from lag.endpoint import Endpoint
 from lag.modes import MODES
 from lag.solvers import SOLVERS
+from lag.wire import Client
 
 pytest.importorskip("fastapi", reason="transformers serve is in the development lock")
 TEXT_MODES = [name for name, mode in MODES.items() if mode.enters != "kv"]
@@ -122,3 +124,8 @@ def test_replies_over_http_are_those_in_the_process(server, data, embedder_folde
     found = answer_on_both_sides(server, data, "wikihop", "train", flags)
     replies = {reply for rows in found for reply in replies_of(rows)}
     assert len(replies) > len(found) / 2 and all(replies)
+
+
+def test_this_server_closes_a_turn_that_is_begun_for_it(server, tiny_folder):
+    endpoint = Endpoint(server, str(tiny_folder), Client(timeout=60))
+    assert endpoint.continues is False and endpoint.counts["probes"] == 2
