@@ -7,7 +7,8 @@ is generated is written there, instead of copying all that came before.
 Shapes: B batch, T tokens, H key/value heads, D head dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ def with_room(length: int) -> int:
 class RoomyLayer(DynamicLayer):
     """The keys and values of one layer, with room behind them, and for more rows.
 
+    write: fills in the tokens that the layer was made with, when it is first needed; None if they
+        are there.
     buffers: (S, H, capacity, D) each, S at least the rows in flight. In front of a row's tokens
         lies nothing that is not finite: masked out, it still is multiplied by zero.
     keys, values: the tokens so far, (B, H, T, D): the first B rows of the buffers, up to `end`.
@@ -36,6 +39,7 @@ class RoomyLayer(DynamicLayer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.buffers: tuple[Tensor, Tensor] | None = None
+        self.write: Callable[[], None] | None = None
         self.end = 0
 
     @classmethod
@@ -55,6 +59,7 @@ class RoomyLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append tokens; called by the model's attention."""
+        self.settle()
         new, width = (key_states, value_states), self.get_seq_length()
         rows, more = len(key_states), key_states.shape[-2]
         if self.buffers is None:
@@ -69,6 +74,12 @@ class RoomyLayer(DynamicLayer):
             buffer[:rows, :, self.end : end] = states
         self._show(self.buffers, rows, width + more, end)
         return (self.keys, self.values) if width else new
+
+    def settle(self) -> None:
+        """Write what is still to be written."""
+        write, self.write = self.write, None
+        if write:
+            write()
 
     def _move(self, slots: int, end: int, capacity: int) -> None:
         """Copy all rows, so that they end at `end`, to new memory for more of them."""
@@ -144,16 +155,33 @@ def placed(
     mover: None where no row has spans.
     heads: per head of the rows its keys and values (H, T, D) per layer.
     """
+    late = any(span.late for row in rows for span in row.placed)
     angles = mover.angles(torch.arange(width)) if mover else []
     layers = []
     for index, (pair, device) in enumerate(likes(rows, mover)):
         buffers = buffers_like(pair, len(rows), capacity, device)
-        for row, keys, values in zip(rows, *buffers, strict=True):
-            start = width - row.num_prefix
-            keys[:, :start] = values[:, :start] = 0  # unseen, but NaN times zero would be NaN
-            write_prefix(row, index, keys[:, start:], values[:, start:], mover, angles, heads)
-        layers.append(RoomyLayer.of(buffers, width))
+        layer = RoomyLayer.of(buffers, width)
+        layer.write = partial(write_rows, rows, index, buffers, width, mover, angles, heads)
+        if not late:
+            layer.settle()
+        layers.append(layer)
     return RoomyCache(layers)
+
+
+def write_rows(
+    rows: Sequence[Any],
+    layer: int,
+    buffers: tuple[Tensor, Tensor],
+    width: int,
+    mover: Mover | None,
+    angles: list,
+    heads: dict[tuple, list],
+) -> None:
+    """Write the prefixes of all rows into a layer's memory, at the right end of `width` tokens."""
+    for row, keys, values in zip(rows, *buffers, strict=True):
+        start = width - row.num_prefix
+        keys[:, :start] = values[:, :start] = 0  # unseen, but NaN times zero would be NaN
+        write_prefix(row, layer, keys[:, start:], values[:, start:], mover, angles, heads)
 
 
 def likes(rows: Sequence[Any], mover: Mover | None) -> list[tuple]:
@@ -162,7 +190,7 @@ def likes(rows: Sequence[Any], mover: Mover | None) -> list[tuple]:
     if kept:
         return [(pair, pair[0].device) for pair in kept.layers]
     span = next(span for row in rows for span in row.spans)
-    return list(zip(zip(span.keys, span.values, strict=True), mover.devices, strict=True))
+    return list(zip(span.likes, mover.devices, strict=True))
 
 
 def write_prefix(

@@ -21,6 +21,8 @@ def link(model: nn.Module, cache: RoomyCache, rows: Sequence[Any]) -> None:
 
     rows: `kv.Row`, whose prefixes lie at the right end of the cache; written there in place.
     """
+    for layer in cache.layers if any(row.recompute for row in rows) else ():
+        layer.settle()
     for index, row in enumerate(rows):
         start = cache.get_seq_length() - row.num_prefix
         place = row.num_prefix - row.num_cached

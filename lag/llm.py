@@ -143,6 +143,7 @@ class LLM:
             ValueError: the keys of this model cannot be moved; names the reason.
         """
         from lag import kv
+        from lag.late import Arriving
         from lag.store import KVStore
 
         if self.mover is None:
@@ -157,7 +158,9 @@ class LLM:
         strategy = f"{mode.name}.sink{len(self.chat.sink)}" if self.chat.sink else mode.name
         self.disk = self.disk or DiskBudget(folder, self.keeping.disk)
         budgets = (self.resident, self.disk)
-        self.store = KVStore(folder, fingerprint, strategy, encode, self.kv_dtype, *budgets)
+        self.store = KVStore(
+            folder, fingerprint, strategy, encode, self.kv_dtype, *budgets, arriving=Arriving
+        )
         self.store.reads = self.reading(self.store)
         return self.store
 

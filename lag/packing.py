@@ -109,13 +109,17 @@ def back_values4(parts: dict[str, Tensor], dtype: torch.dtype, length: int) -> T
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """One way to keep a span: from a layer's keys or values (H, T, D) to named tensors, and back."""
+    """One way to keep a span: from a layer's keys or values (H, T, D) to named tensors, and back.
+
+    shaped: whether the tensor of a layer has the shape of what it packs.
+    """
 
     name: str
     keys: Callable[[Tensor], dict[str, Tensor]]
     values: Callable[[Tensor], dict[str, Tensor]]
     back_keys: Callable[[dict[str, Tensor], torch.dtype, int], Tensor]
     back_values: Callable[[dict[str, Tensor], torch.dtype, int], Tensor]
+    shaped: bool = True
 
 
 # fmt: off
@@ -123,7 +127,7 @@ PACKINGS = {packing.name: packing for packing in (
     Packing("auto", plain,  plain,   back,       back),
     Packing("bf16", halved, halved,  back,       back),
     Packing("int8", keys8,  values8, back8,      back8),
-    Packing("int4", keys4,  values4, back_keys4, back_values4),
+    Packing("int4", keys4,  values4, back_keys4, back_values4, shaped=False),
 )}
 # fmt: on
 
@@ -150,14 +154,18 @@ def unpack(
     """The span that was packed, in its own dtype."""
 
     def layers(part: str, undo: Callable) -> tuple[Tensor, ...]:
-        found = []
-        for index in range(num_layers):
-            name = f"{part}{index}"
-            parts = {end: tensors[name + end] for end in ("", "r") if name + end in tensors}
-            found.append(undo(parts, dtype, len(ids)))
-        return tuple(found)
+        names = (f"{part}{index}" for index in range(num_layers))
+        return tuple(unpack_layer(tensors, name, undo, dtype, len(ids)) for name in names)
 
     return KVSpan(ids, layers("k", packing.back_keys), layers("v", packing.back_values))
+
+
+def unpack_layer(
+    tensors: dict[str, Tensor], name: str, undo: Callable, dtype: torch.dtype, length: int
+) -> Tensor:
+    """The keys or values (H, T, D) of one layer, which are packed under a name."""
+    parts = {end: tensors[name + end] for end in ("", "r") if name + end in tensors}
+    return undo(parts, dtype, length)
 
 
 def as_read(span: KVSpan, packing: Packing) -> KVSpan:

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +49,12 @@ class Resident:
             return
         while self.num_bytes + span.num_bytes > self.budget:
             self.drop(next(iter(self.spans)))
-        self.spans[key] = in_memory(span)
+        self.spans[key] = span
         self.num_bytes += span.num_bytes
 
     def drop(self, key: str) -> None:
         span = self.spans.pop(key, None)
         self.num_bytes -= span.num_bytes if span else 0
-
-
-def in_memory(span: Any) -> Any:
-    """The span on the CPU: what lies on a GPU is no matter of this budget."""
-    if span.keys[0].device.type == "cpu":
-        return span
-    parts = {name: tuple(t.cpu() for t in getattr(span, name)) for name in ("keys", "values")}
-    return replace(span, **parts)
 
 
 class NoRoom(OSError):

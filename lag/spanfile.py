@@ -5,11 +5,13 @@ happens to the file meanwhile. A tensor is a view of that memory.
 """
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ DTYPES = {
     "I32": torch.int32,
     "U8": torch.uint8,
 }
+NOTHING = torch.empty(0, dtype=torch.uint8)
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -87,14 +90,23 @@ def read_header(path: Path, identity: dict[str, str]) -> int:
         FileNotFoundError, Damaged: as `read_span`, so far as its beginning tells.
     """
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        size = os.fstat(file.fileno()).st_size
-        text = file.read(min(length, size))
+        return read_beginning(file, identity)[0]["keep"]["shape"][0]
+
+
+def read_beginning(file: IO[bytes], identity: dict[str, str]) -> tuple[dict, dict, int]:
+    """Where its tensors lie, the checked header, and where the first tensor begins.
+
+    Raises:
+        Damaged: it is not the beginning of such a file.
+    """
+    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+    size = os.fstat(file.fileno()).st_size
+    text = file.read(min(length, size))
     with _as_damage():
         names = json.loads(text)
-        _checked_header(names.pop("__metadata__"), identity)
+        header = _checked_header(names.pop("__metadata__"), identity)
         _check_ends(names, size - LENGTH_BYTES - length)
-        return names["keep"]["shape"][0]
+    return names, header, LENGTH_BYTES + length
 
 
 def _verified(content: Tensor, identity: dict[str, str]) -> tuple[dict, dict[str, Tensor]]:
@@ -122,6 +134,82 @@ def _as_damage() -> Iterator[None]:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         raise Damaged(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+class OpenFile:
+    """A span file whose header and token ids were checked, and whose tensors are read one by one.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: what was read so far is not this log's.
+    """
+
+    def __init__(
+        self, path: Path, after: Sequence[int], keep: Sequence[int], identity: dict[str, str]
+    ):
+        self.keep = tuple(keep)
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed when all is read
+        try:
+            self.names, self.header, self.start = read_beginning(self.file, identity)
+            with _as_damage():
+                self.sums = dict(zip(sorted(self.names), self.header["checksums"], strict=True))
+                self._check_layers()
+                found = [self.tensor(name).tolist() for name in ("after", "keep")]
+            if found != [list(after), list(keep)]:
+                raise Damaged("it was made from other tokens")
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_layers(self) -> None:
+        """No layer lacks, and the shapes are as large as the bytes: what a checksum tells later."""
+        for name in (f"{part}{n}" for part in "kv" for n in range(self.header["num_layers"])):
+            entry = self.names[name]
+            start, end = entry["data_offsets"]
+            if math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize != end - start:
+                raise ValueError(f"{name} has not the size of its shape")
+
+    def close(self) -> None:
+        self.file.close()
+
+    def shape(self, name: str) -> list[int]:
+        return self.names[name]["shape"]
+
+    def layer_names(self, index: int) -> list[str]:
+        """The tensors that a layer's keys and values are packed in."""
+        names = (f"{part}{index}{end}" for part in "kv" for end in ("", "r"))
+        return [name for name in names if name in self.names]
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor and check it.
+
+        Raises:
+            Damaged: it is not the one that was written.
+        """
+        with _as_damage():
+            start, end = self.names[name]["data_offsets"]
+            content = np.empty(end - start, dtype=np.uint8)
+            fill_from(self.file.fileno(), self.start + start, content)
+            entry = {**self.names[name], "data_offsets": (0, end - start)}
+            # of nothing at all, numpy's memory has strides that no view likes
+            found = _view(torch.from_numpy(content) if end > start else NOTHING, **entry)
+        if checksum(name, found) != self.sums[name]:
+            raise Damaged(f"the checksum of {name} does not match")
+        return found
+
+
+def fill_from(descriptor: int, start: int, content: np.ndarray) -> None:
+    """Read bytes of a file into memory.
+
+    Raises:
+        Damaged: there are fewer.
+    """
+    filled = 0
+    while filled < len(content):
+        count = os.preadv(descriptor, [content[filled:]], start + filled)
+        if not count:
+            raise Damaged("it is shorter than it says")
+        filled += count
 
 
 def read_whole(path: Path) -> Tensor:

@@ -26,6 +26,16 @@ class KVSpan:
     def num_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
+    @property
+    def likes(self) -> Sequence[tuple[Tensor, Tensor]]:
+        """Per layer a pair of the shapes and dtype of its keys and values."""
+        return list(zip(self.keys, self.values, strict=True))
+
+    @property
+    def late(self) -> bool:
+        """Whether some layers are not there yet: asking for them is waiting (see `late`)."""
+        return False
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Kept:

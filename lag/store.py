@@ -18,9 +18,10 @@ from pathlib import Path
 from lag.costs import CHOICES
 from lag.fingerprint import LAYOUT_VERSION, difference, digest_of
 from lag.kv import KVSpan
+from lag.late import Arriving, LateSpan, read_behind
 from lag.packing import PACKINGS, as_read, pack
 from lag.residency import DiskBudget, Resident
-from lag.spanfile import Damaged, read_span, span_bytes
+from lag.spanfile import Damaged, OpenFile, read_span, span_bytes
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class KVStore:
         resident: Resident | None = None,
         disk: DiskBudget | None = None,
         reads: Callable[[int, int], bool] = CHOICES["store"],
+        arriving: type[Arriving] | None = None,
     ):
         """
         folder: of all models and strategies; created when the first span is published.
@@ -74,6 +76,7 @@ class KVStore:
             memory, and files may take any room.
         reads: whether a file of so many bytes is worth reading, for a log of so many tokens; one
             that is not is neither read nor written.
+        arriving: reads the layers of files in the background; without it fetching waits for them.
 
         Raises:
             ValueError: the folder of this fingerprint was made by something else; names what.
@@ -83,8 +86,9 @@ class KVStore:
         self.root = Path(folder) / fingerprint["digest"]
         self.folder = self.root / self.strategy
         self.resident, self.disk = resident or Resident(), disk or DiskBudget(folder)
-        self.reads = reads
+        self.reads, self.late = reads, arriving if self.packing.shaped else None
         self.counts = dict.fromkeys(COUNTS, 0)
+        self.opened: list[LateSpan] = []
         self.writable = False
         _check_made_by(self.root / "fingerprint.json", fingerprint)
 
@@ -131,6 +135,7 @@ class KVStore:
         found = {pair: self.resident.get(self.key(*pair)) for pair in pairs}
         self.counts["from_memory"] += sum(found[pair] is not None for pair in pairs)
         found = {pair: span or self._read(pair) for pair, span in found.items()}
+        self._read_behind()
         missing = [pair for pair, span in found.items() if span is None]
         self.counts["hits"] += sum(found[pair] is not None for pair in pairs)
         if missing:
@@ -138,7 +143,7 @@ class KVStore:
                 self._keep(pair, span)
                 # what a file would give, so that a reply does not depend on who came first
                 found[pair] = as_read(span, self.packing)
-                self.resident.put(self.key(*pair), found[pair])
+                self.resident.put(self.key(*pair), on_cpu(found[pair]))
             self.counts["encoded"] += len(missing)
         self.counts["held"] = len(self.resident.spans)
         fresh = set(missing)
@@ -190,13 +195,38 @@ class KVStore:
         try:
             if not self.reads(path.stat().st_size, sum(map(len, pair))):
                 return None
-            return self.read(path, pair)
+            return self._open(path, pair) if self.late else self.read(path, pair)
         except FileNotFoundError:
             return None
         except (Damaged, OSError) as error:
-            self.counts["damaged"] += 1
-            log.warning("%s is damaged (%s); encoding it again", path, error)
+            self._note_damage(path, error)
             return None
+
+    def _note_damage(self, path: Path, error: Exception) -> None:
+        self.counts["damaged"] += 1
+        log.warning("%s is damaged (%s); encoding it again", path, error)
+
+    def _open(self, path: Path, pair: Pair) -> LateSpan:
+        """A file's span, whose layers are still to be read.
+
+        Raises:
+            FileNotFoundError, Damaged: see `spanfile.OpenFile`.
+        """
+
+        def again(error: Exception) -> KVSpan:
+            self._note_damage(path, error)
+            self.counts["encoded"] += 1
+            span = self.encode([pair])[0]
+            self._keep(pair, span)
+            return as_read(span, self.packing)
+
+        span = LateSpan.of(self.late(OpenFile(path, *pair, self._identity()), self.packing, again))
+        self.opened.append(span)
+        return span
+
+    def _read_behind(self) -> None:
+        opened, self.opened = self.opened, []
+        read_behind(opened)
 
     def read(self, path: Path, pair: Pair) -> KVSpan:
         """A file's span.
@@ -252,6 +282,12 @@ class KVStore:
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def on_cpu(span: KVSpan) -> KVSpan:
+    """The span as memory holds it: what lies on a GPU is no matter of its budget."""
+    parts = [tuple(one.cpu() for one in part) for part in (span.keys, span.values)]
+    return KVSpan(span.ids, *parts)
 
 
 def key_of(after: Sequence[int], keep: Sequence[int], strategy: str, digest: str) -> str:

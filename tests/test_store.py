@@ -39,7 +39,7 @@ def open_store(folder, strategy="log_kv", **changes) -> KVStore:
 
 
 def same(a: kv.KVSpan, b: kv.KVSpan) -> bool:
-    return a.ids == b.ids and all(map(torch.equal, a.keys + a.values, b.keys + b.values))
+    return a.ids == b.ids and all(map(torch.equal, (*a.keys, *a.values), (*b.keys, *b.values)))
 
 
 @pytest.fixture
