@@ -79,7 +79,9 @@ def export(
     stem = f"{known['split']}_seed={known['seed']}"
     shared = {name: known[name] for name in ("dataset", "model", "split", "seed", "solver")}
     shared |= {"setting": setting, "method": method, "type": method, "batch_size": size}
-    if params.get("documents"):
+    if any(known["scope"].get(name) for name in ("limit", "ids")):
+        shared["scope"] = known["scope"]  # what was not asked is not missing
+    if params.get("documents") and params["num_docs"]:
         shared["retrieval"] = {
             "backend": params["retriever"],
             "scope": "corpus",

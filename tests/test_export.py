@@ -108,6 +108,28 @@ def test_a_shorter_export_leaves_no_batch_of_a_longer_one(run, tmp_path):
     assert names == ["train_seed=1234_bn=1_bs=2.json", "train_seed=1234_bn=2_bs=2.json"]
 
 
+@pytest.mark.parametrize(("flags", "count"), [("", 10), ("--limit 3", 3), ("--ids w2,w5", 2)])
+def test_a_part_of_a_split_is_scored_as_that_part(run, tmp_path, small_data, capsys, flags, count):
+    """The defect: an exported run of three questions came back with seven missing."""
+    run(f"-m base --solver direct {flags}")
+    run(f"-m base --solver direct --merge --export-batches 2 {flags}")
+    folders = ["--input-dir", tmp_path / "preds", "--data", small_data, "--outdir", tmp_path / "o"]
+    capsys.readouterr()
+    assert evaluate.main(["--json", *map(str, folders)]) == 0
+    (found,) = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
+    assert (found["metrics"]["count"], found["metrics"]["missing"]) == (count, 0)
+
+
+def test_a_solver_that_searches_nothing_names_no_retrieval(run, tmp_path, small_data):
+    path = Paths(small_data, "wikihop").questions("train")
+    rows = json.loads(path.read_text())
+    traces.write_json(path, [row | {"paragraph_ids": ["p1"]} for row in rows])
+    run("-m base --solver icl")
+    run("-m base --solver icl --merge --export-batches 10")
+    (exported,) = tmp_path.glob("preds/icl/*/*/*.json")
+    assert "retrieval" not in json.loads(exported.read_text())["metadata"]
+
+
 def test_texts_of_a_gated_data_set_are_not_exported(run, small_data, tmp_path):
     rows = [
         {
