@@ -4,10 +4,15 @@ import os
 
 import pytest
 import test_store
+import tiny
 
 import agentic
 from lag.cli import size
-from lag.residency import DiskBudget, NoRoom, Resident
+from lag.llm import LLM
+from lag.modes import MODES
+from lag.prompts import Note, Prompt
+from lag.providers import load_model
+from lag.residency import DiskBudget, Keeping, NoRoom, Resident
 from lag.store import KVStore
 
 PAIRS = [((n,), (n + 1, n + 2)) for n in range(6)]
@@ -143,7 +148,43 @@ def test_the_age_of_a_file_is_not_touched_by_using_it(full):
     assert {state.st_mtime for state in states} == {5} and min(s.st_atime for s in states) > 2000
 
 
+# ----- generations
+
+
+def test_generations_leave_the_store_as_it_was_and_memory_flat(tmp_path):
+    """Stored spans were once handed to the model itself, and grew with every reply."""
+    llm = LLM(tiny.tiny_model(), tiny.byte_tokenizer(), max_new_tokens=6)
+    store = llm.open_store(tmp_path, MODES["log_kv"])
+    notes = [Note(str(n), f"So it is {n}. ", "Look. " * n, kv=True) for n in range(4)]
+
+    def ask(number: int) -> None:
+        llm.generate([Prompt(f"Where is {number}?", "", (notes[number % 4], notes[-1]))])
+
+    def content() -> dict:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    for number in range(4):
+        ask(number)
+    before, held = content(), dict(store.resident.spans)
+    sizes = {key: span.num_bytes for key, span in held.items()}
+    for number in range(20):
+        ask(number)
+    assert content() == before and store.counts["encoded"] == 4
+    assert dict(store.resident.spans) == held
+    assert {key: sum(t.nbytes for t in (*s.keys, *s.values)) for key, s in held.items()} == sizes
+    assert store.resident.num_bytes == sum(sizes.values())
+
+
 # ----- flags
+
+
+def test_the_flags_reach_the_model(tiny_folder):
+    words = (
+        f"-d wikihop --model {tiny_folder} --device cpu --kv-memory 1KiB --kv-disk 7MB --kv auto"
+    )
+    assert load_model(agentic.parse_args(words.split())).keeping == Keeping(1024, 7_000_000, "auto")
+    words = f"-d wikihop --model {tiny_folder} --device cpu"
+    assert load_model(agentic.parse_args(words.split())).keeping == Keeping()
 
 
 @pytest.mark.parametrize(
