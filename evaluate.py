@@ -168,7 +168,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     sampling = Sampling(args.bootstrap_seed, args.bootstrap_samples)
     evaluator = Evaluator(Catalogue(args.data, args.source), sampling, args.scorer)
     results = evaluator.results(find_runs(args), args.baseline)
+    summary = write_files(args, results, evaluator)  # first: who reads our output may stop early
     print("" if args.json else tables(results), end="")
+    cli.print_summary(summary_of(results) | summary if args.json else summary)
+    return 0
+
+
+def write_files(args: argparse.Namespace, results: Sequence[Any], evaluator: Any) -> dict[str, Any]:
+    """Write all that was asked for; returns where it lies."""
     summary: dict[str, Any] = {"written": write_results(results, args.outdir)}
     if args.table:
         from lag.overview import write_overview
@@ -184,8 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         write_report(args.report, results, evaluator, unredacted=args.unredacted)
         summary["report"] = str(args.report)
-    cli.print_summary(summary_of(results) | summary if args.json else summary)
-    return 0
+    return summary
 
 
 if __name__ == "__main__":

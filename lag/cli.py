@@ -8,6 +8,7 @@ import difflib
 import json
 import logging
 import math
+import os
 import re
 import sys
 import time
@@ -150,6 +151,10 @@ def guarded(main: Callable[[], int]) -> None:
     """Run a script's main: what a user can cause is one line and exit code 2."""
     try:
         code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read our output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141  # as the shell has it for SIGPIPE
     except (ValueError, OSError) as error:
         if "-v" in sys.argv or "--verbose" in sys.argv:
             raise

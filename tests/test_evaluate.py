@@ -570,6 +570,19 @@ def test_every_run_of_both_splits_stands_in_one_table(data, tmp_path, capsys):
     assert "wikihop_train_log_kv_tiny_seed=1234.json" in {Path(path).name for path in written}
 
 
+def test_a_reader_that_stops_early_costs_no_file(data, tmp_path):
+    evaldata.write_run(data, "test", "base", mixed(questions(data)))
+    out = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "evaluate.py"), "-d", "wikihop", "--data", str(data.root)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*command, "--outdir", out], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "") and len(list(out.iterdir())) == 1
+
+
 def test_two_runs_of_one_name_get_two_names(data, tmp_path, run):
     rows = mixed(questions(data))
     for seed, folder in ((1, "a"), (2, "b")):
