@@ -120,11 +120,12 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.kv == "encode" and args.kv_disk is not None:
         raise ValueError("--kv encode stores nothing; leave out --kv-disk")
-    for flag in ("sink", "recompute"):
-        if (value := getattr(args, flag)) and not kv:
+    for flag in ("sink", "recompute", "kv_disk", "kv"):
+        value = getattr(args, flag)
+        if value and value != "store" and not kv:
             able = ", ".join(name for name, mode in MODES.items() if mode.enters == "kv")
             raise ValueError(
-                f"--{flag} {value} is for logs that enter as KV; give -m one of {able}"
+                f"--{flag.replace('_', '-')} {value} is for logs that enter as KV; give -m one of {able}"
             )
     if args.log_control == "wrong-context" and not all(mode.hides for mode in modes):
         hiding = ", ".join(name for name, mode in MODES.items() if mode.hides)

@@ -60,7 +60,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--prune",
         action="store_true",
-        help="encode nothing; delete the files that no log of the log store uses any more",
+        help="encode nothing; delete the files of this model that no log of the log store uses any more, whatever their --kv-dtype and --sink",
     )
     parser.add_argument(
         "--compare",
@@ -217,9 +217,12 @@ def run_mode(args: argparse.Namespace, mode: Mode, logs: Any, llm: Any) -> dict[
 
 
 def prune_mode(args: argparse.Namespace, mode: Mode, logs: Any, llm: Any) -> dict[str, Any]:
+    from lag.inventory import Known, prune
+
     store = llm.open_store(Paths(args.data, args.dataset).kv, mode)
-    counts = store.prune((job.after, job.keep) for job in jobs_of(logs, mode, llm))
-    return {"mode": mode.name, "failed": 0, **counts, "store": str(store.folder)}
+    known = Known.of(llm.tokenizer, logs.logs.values())
+    counts = prune(store.root, mode, known)
+    return {"mode": mode.name, "failed": 0, **counts, "store": str(store.root)}
 
 
 def compare_mode(args: argparse.Namespace, mode: Mode, logs: Any, llm: Any) -> dict[str, Any]:

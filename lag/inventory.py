@@ -137,6 +137,25 @@ def num_tokens(path: Path, identity: dict[str, str], check: bool) -> int | None:
         return None
 
 
+def prune(root: Path, mode: Any, known: Known) -> dict[str, int]:
+    """Delete the files of a model and mode that no log uses, whatever their numbers and sink.
+
+    root: the folder of the model. Returns what went, and what is left, in files and bytes.
+    """
+    counts = {"removed": 0, "files": 0, "bytes": 0}
+    for folder in (path for path in root.glob("*") if path.name.split(".")[0] == mode.name):
+        pairs = known.pairs(*parts_of(folder.name)[:2])
+        used = {key_of(*pair, folder.name, root.name) for pair in pairs}
+        for path in sorted(folder.glob("*.safetensors")):
+            if path.stem in used:
+                counts["files"] += 1
+                counts["bytes"] += path.stat().st_size
+            else:
+                path.unlink(missing_ok=True)
+                counts["removed"] += 1
+    return counts
+
+
 def total(found: Iterable[Holding]) -> dict[str, int]:
     """Sums over all folders; orphans belong to a model, however many modes it has."""
     found = list(found)

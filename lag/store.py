@@ -10,7 +10,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,19 +109,6 @@ class KVStore:
             self.disk.use(self.path(after, keep))
         return there
 
-    def prune(self, pairs: Iterable[Pair]) -> dict[str, int]:
-        """Delete the files of this strategy that no given log uses; say what is left, in bytes."""
-        used = {self.path(*pair).name for pair in pairs}
-        counts = {"removed": 0, "files": 0, "bytes": 0}
-        for path in sorted(self.folder.glob("*.safetensors")):
-            if path.name in used:
-                counts["files"] += 1
-                counts["bytes"] += path.stat().st_size
-            else:
-                path.unlink(missing_ok=True)
-                counts["removed"] += 1
-        return counts
-
     def bytes_per_token(self) -> float:
         """What a kept token takes, of a log of some length; exact where nothing is packed."""
         span = self.encode([((), (0,))])[0]
@@ -218,7 +205,7 @@ class KVStore:
             self.counts["encoded"] += 1
             span = self.encode([pair])[0]
             self._keep(pair, span)
-            return as_read(span, self.packing)
+            return on_cpu(as_read(span, self.packing))
 
         span = LateSpan.of(self.late(OpenFile(path, *pair, self._identity()), self.packing, again))
         self.opened.append(span)

@@ -134,6 +134,12 @@ def test_rows_are_equal_whatever_is_chosen(small_data, embedder_folder, tiny_fol
     assert list(Paths(small_data, "wikihop").kv.glob("*/costs.json"))
 
 
+@pytest.mark.parametrize("flags", [["--kv", "auto"], ["--kv-disk", "1GB"]])
+def test_flags_of_stored_kv_are_refused_where_no_mode_has_any(flags):
+    with pytest.raises(ValueError, match=f"{flags[0]} .* is for logs that enter as KV"):
+        agentic.main(["-d", "wikihop", "-m", "log_text", *flags])
+
+
 def test_encoding_and_a_disk_budget_contradict_each_other():
     with pytest.raises(ValueError, match="--kv encode stores nothing"):
         agentic.main(["-d", "wikihop", "--kv", "encode", "--kv-disk", "1GB"])

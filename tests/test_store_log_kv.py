@@ -230,6 +230,7 @@ def test_deleting_the_last_log_that_uses_a_file_deletes_it(tmp_path, capsys, llm
     """Two logs that agree in every token share a file: it goes with the second one."""
     twins = {**REPLIES, "twin": REPLIES["a"]}
     write_logs(tmp_path, twins)
+    assert run(capsys, tmp_path, llm, "--prune")[1]["removed"] == 0, "there is nothing yet"
     store = Path(run(capsys, tmp_path, llm)[1]["store"])
     _, kept = run(capsys, tmp_path, llm, "--prune")
     sizes = sum(path.stat().st_size for path in store.iterdir())
@@ -239,6 +240,19 @@ def test_deleting_the_last_log_that_uses_a_file_deletes_it(tmp_path, capsys, llm
     write_logs(tmp_path, {id: REPLIES[id] for id in REPLIES if id != "a"})
     assert run(capsys, tmp_path, llm, "--prune")[1]["removed"] == 1
     assert run(capsys, tmp_path, llm)[1]["missing"] == 0, "what is used was left alone"
+
+
+def test_pruning_reaches_every_kind_of_file(tmp_path, capsys):
+    """A log that was deleted would live on in files of fewer bits, or behind a sink."""
+    write_logs(tmp_path)
+    for kinds in ({}, {"kv_dtype": "int4"}, {"sink": 3}):
+        llm = LLM(tiny.tiny_model(), tiny.byte_tokenizer(), max_new_tokens=8, **kinds)
+        run(capsys, tmp_path, llm)
+        run(capsys, tmp_path, llm, "-m", "log_kv_all")
+    write_logs(tmp_path, {id: REPLIES[id] for id in REPLIES if id != "a"})
+    _, pruned = run(capsys, tmp_path, llm, "--prune")
+    assert (pruned["removed"], pruned["files"]) == (3, 9)
+    assert len(list(Path(pruned["store"]).rglob("*.safetensors"))) == 9 + 12, "another mode's stay"
 
 
 def test_pruning_by_part_of_the_logs_is_refused(tmp_path, capsys, llm):
