@@ -18,7 +18,7 @@ from lag.chat import Ids, Pieces
 from lag.decoder import Decoder, Started
 from lag.llm import Reply, kv_pairs
 from lag.prompts import Prompt
-from lag.spans import Kept, Row
+from lag.spans import Kept
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ Item = int | tuple[Ids, Ids]
 class Draft:
     """A reply while it is being written.
 
-    items: what its prompt is made of, in order: tokens, and logs that are placed as KV.
+    pieces, items: what its prompt is made of, the latter in order: tokens, and logs placed as KV.
+    kept: what the ticket's last row had of it already.
     reply: its cost so far, once the prompt has a row.
     alone: nothing else may be in flight beside it, because a batch with it has failed.
     """
@@ -40,7 +41,9 @@ class Draft:
     prompt: Prompt
     limit: int
     choose: Callable[[Tensor], int] | None
+    pieces: Pieces | None = None
     items: tuple[Item, ...] = ()
+    kept: Kept | None = None
     reply: Reply | None = None
     ids: list[int] = field(default_factory=list)
     near_ties: int = 0
@@ -62,7 +65,8 @@ class Batch:
 
     def __init__(self, llm: Any, slots: int, reuse: bool = True):
         """
-        slots: rows at once; 1 for a model that keeps more than keys and values.
+        slots: rows at once; 1 for a model that keeps more than keys and values. Prompts enter when
+            a quarter of them is free: computed together they cost less than one by one.
         reuse: whether a ticket's next prompt takes over the beginning that it shares with the last.
         """
         self.llm, self.decoder = llm, Decoder(llm.model, llm.mover, slots)
@@ -96,7 +100,10 @@ class Batch:
     def _refill(self) -> list[Draft]:
         """Replace the rows that ended by those that wait; returns what ended on the way."""
         leaving = [row for row, draft in enumerate(self.rows) if draft.ended]
+        self._hand_on(leaving)
         coming = self._next(len(self.rows) - len(leaving))
+        for row in leaving:
+            self._keep_apart(self.rows[row].ticket)
         if not coming and not leaving:
             return []
         parts = self._started(coming)
@@ -119,6 +126,8 @@ class Batch:
         if self.waiting and self.waiting[0].alone:
             return [] if alive else [self.waiting.popleft()]
         free = max(self.slots - alive, 0)
+        if alive and free < self.slots // 4:
+            return []
         return [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
 
     def _started(self, coming: list[Draft]) -> list[tuple[list[Draft], Started]]:
@@ -135,29 +144,45 @@ class Batch:
         return [part for draft in coming for part in self._started([draft])]
 
     def _start(self, coming: list[Draft]) -> Started:
-        prompts = [draft.prompt for draft in coming]
-        pieces = [self.llm.chat.encode(prompt) for prompt in prompts]
-        rows, replies = self.llm.place(prompts, pieces)
-        rows = [self._with_kept(*row) for row in zip(coming, pieces, rows, strict=True)]
+        pieces = [self._read(draft) for draft in coming]
+        rows, replies = self.llm.place([draft.prompt for draft in coming], pieces)
+        rows = [replace(row, kept=draft.kept) for draft, row in zip(coming, rows, strict=True)]
         for draft, row, reply in zip(coming, rows, replies, strict=True):
             draft.reply = replace(reply, reused_tokens=row.kept.tokens if row.kept else 0)
         self._charge(coming, "store")
         logits, started = self.decoder.start(rows)
         self.choose(logits, coming)
         self._charge(coming, "prefill")
+        for draft in coming:
+            draft.kept = None  # it has its own by now
         return started
 
-    def _with_kept(self, draft: Draft, pieces: Pieces, row: Row) -> Row:
-        """The row, with what the ticket's last row has of it already."""
-        draft.items = items(draft.prompt, pieces)
-        for number, before in enumerate(self.rows):
-            if self.reuse and before.ticket == draft.ticket and before.reply:
-                count = shared(before.items, draft.items, len(row.head) if row.spans else 0)
-                return replace(row, kept=self._kept(number, draft.items[:count]))
-        return row
+    def _read(self, draft: Draft) -> Pieces:
+        if draft.pieces is None:
+            draft.pieces = self.llm.chat.encode(draft.prompt)
+            draft.items = items(draft.prompt, draft.pieces)
+        return draft.pieces
+
+    def _hand_on(self, leaving: Sequence[int]) -> None:
+        """Give what a row leaves to the next prompt of its ticket, where it lies."""
+        waiting = {draft.ticket: draft for draft in self.waiting if self.reuse}
+        for number in leaving:
+            before = self.rows[number]
+            draft = waiting.get(before.ticket)
+            if draft and before.reply:
+                head = len(self._read(draft).head)
+                least = head if logs_among(draft.items) else 0
+                count = shared(before.items, draft.items, least)
+                draft.kept = self._kept(number, draft.items[:count])
+
+    def _keep_apart(self, ticket: Hashable) -> None:
+        """Copy what was handed on to a prompt that goes on waiting: its memory is used again."""
+        for draft in self.waiting:
+            if draft.ticket == ticket and draft.kept:
+                draft.kept = draft.kept.copied()
 
     def _kept(self, number: int, beginning: Sequence[Item]) -> Kept | None:
-        logs = [item for item in beginning if not isinstance(item, int)]
+        logs = logs_among(beginning)
         tokens = len(beginning) - len(logs)
         length = tokens + sum(len(keep) for _, keep in logs)
         if not length:
@@ -235,6 +260,10 @@ def items(prompt: Prompt, pieces: Pieces) -> tuple[Item, ...]:
     """What a prompt is made of, in the order of its row."""
     text = [ids for note, (_, ids) in zip(prompt.notes, pieces.notes) if not note.kv]
     return (*pieces.head, *kv_pairs(prompt, pieces), *sum(text, ()), *pieces.tail)
+
+
+def logs_among(items: Sequence[Item]) -> list[tuple[Ids, Ids]]:
+    return [item for item in items if not isinstance(item, int)]
 
 
 def shared(before: Sequence[Item], now: Sequence[Item], least: int) -> int:

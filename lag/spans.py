@@ -4,7 +4,7 @@ Shapes: T tokens, H key/value heads, D head dim.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -53,6 +53,10 @@ class Kept:
     @property
     def length(self) -> int:
         return self.layers[0][0].shape[-2]
+
+    def copied(self) -> "Kept":
+        """The same in memory of its own."""
+        return replace(self, layers=tuple((k.clone(), v.clone()) for k, v in self.layers))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
