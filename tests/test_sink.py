@@ -144,3 +144,34 @@ def test_a_sink_without_kv_is_refused(mode):
     done = subprocess.run(command, capture_output=True, text=True)
     (line,) = done.stderr.strip().splitlines()
     assert done.returncode == 2 and "--sink 4 is for logs that enter as KV" in line
+
+
+def test_a_run_with_sink_and_links_through_the_real_commands(
+    small_data, embedder_folder, tiny_folder, capsys
+):
+    """Stored, run and resumed; the manifest keeps both numbers, and another one is refused."""
+    import json
+    from pathlib import Path
+
+    import store_log_kv
+
+    flags = ["-d", "wikihop", "--data", str(small_data), "--model", str(tiny_folder)]
+    run_flags = [*flags, "--embedder", str(embedder_folder), "--max-steps", "2", "--limit", "3"]
+    run_flags += ["--max-new-tokens", "8"]
+
+    def call(*more: str) -> dict:
+        assert agentic.main([*run_flags, *more]) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    call("-m", "base")
+    call("-m", "base", "--merge", "--as-log")
+    assert store_log_kv.main([*flags, "--sink", "2"]) == 0
+    capsys.readouterr()
+    summary = call("-m", "log_kv", "--sink", "2", "--recompute", "3")
+    folder = Path(summary["run"])
+    assert folder.name == "log_kv_s2_sink2_recompute3" and summary["kv"]["encoded"] == 0
+    identity = json.loads((folder / "run.json").read_text())["identity"]
+    assert (identity["sink"], identity["recompute"]) == (2, 3)
+    with pytest.raises(ValueError, match="recompute: 3 -> 4"):
+        call("-m", "log_kv", "--sink", "2", "--recompute", "4", "--run", folder.name)
+    assert call("-m", "log_kv", "--sink", "3")["kv"]["encoded"] > 0, "of another sink"
