@@ -16,13 +16,20 @@ import small
 from scripted import ScriptedLLM
 
 import agentic
+import dataset
+import embed
 from lag import traces
 from lag.endpoint import Endpoint
 from lag.modes import MODES
 from lag.solvers import SOLVERS
+from lag.tasks import TASKS
 from lag.wire import Client
 
 pytest.importorskip("fastapi", reason="transformers serve is in the development lock")
+ROOT = Path(agentic.__file__).parent
+EMBEDDER = ["--embedder", str(ROOT / TASKS["miniwiki"].embedder)]
+MODEL = ROOT / TASKS["miniwiki"].model
+READER = ["--model", str(MODEL), *EMBEDDER]
 TEXT_MODES = [name for name, mode in MODES.items() if mode.enters != "kv"]
 
 
@@ -81,6 +88,19 @@ def data(small_root, embedder_folder, tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The embedded data set with some of its model's own logs."""
+    root = tmp_path_factory.mktemp("world") / "data"
+    flags = ["-d", "miniwiki", "--data", str(root)]
+    assert dataset.main(flags) == 0
+    assert embed.main([*flags, *EMBEDDER]) == 0
+    logging = [*flags, *READER, "--run", "logs", "--limit", "6", "--device", "cpu"]
+    assert agentic.main(["-m", "base", "--batch-size", "4", *logging]) == 0
+    assert agentic.main(["-m", "base", "--merge", "--as-log", *logging]) == 0
+    return root
+
+
 def rows_of(root: Path, name: str, run: str, split: str) -> dict:
     """Rows but for what only a process knows: the clock, and what is left from the step before."""
     rows = traces.read_parts(root / name / "preds" / split / run)
@@ -124,6 +144,15 @@ def test_replies_over_http_are_those_in_the_process(server, data, embedder_folde
     found = answer_on_both_sides(server, data, "wikihop", "train", flags)
     replies = {reply for rows in found for reply in replies_of(rows)}
     assert len(replies) > len(found) / 2 and all(replies)
+
+
+@pytest.mark.skipif(not MODEL.is_dir(), reason="the embedded model is not in this checkout")
+def test_the_embedded_model_says_over_http_what_it_says_in_the_process(server, world):
+    """Whole replies of a model that was taught to end them."""
+    found = answer_on_both_sides(server, world, "miniwiki", "test", READER)
+    replies = [reply for rows in found for reply in replies_of(rows)]
+    answered = [row["pred"] for rows in found for row in rows.values() if row["pred"]]
+    assert len(answered) > len(found) / 2 and len(set(replies)) > len(found) / 2
 
 
 def test_this_server_closes_a_turn_that_is_begun_for_it(server, tiny_folder):
