@@ -156,7 +156,7 @@ def check_room(
         )
     if size > left:
         raise ValueError(
-            f"{mode.name} needs {size / 1e9:.2f} GB, --kv-disk has {left / 1e9:.2f} GB left for it; "
+            f"{mode.name} needs {size:,} bytes, --kv-disk has {left:,.0f} bytes left for it; "
             "give a larger one, or a smaller --log-limit"
         )
     return size
