@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     how.add_argument("--scorer", choices=("auto", *SCORERS), default="auto", help="official rule; auto takes the data set's (%(default)s)")
     how.add_argument("--source", choices=("local", "hf"), default="local", help="where gold answers are looked up that the rows lack (%(default)s)")
-    how.add_argument("--baseline", metavar="RUN", default="", help="the run that others are compared with; default: base")
+    how.add_argument("--baseline", metavar="RUN", default="", help="the run that all others are compared with; default: the base of each run's own solver")
     how.add_argument("--bootstrap-seed", metavar="N", type=int, default=1234, help="seed of the intervals (%(default)s)")
     how.add_argument("--bootstrap-samples", metavar="N", type=cli.at_least(100), default=1000, help="samples of the intervals (%(default)s)")
     out = parser.add_argument_group("what to write")
