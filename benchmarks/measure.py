@@ -98,13 +98,17 @@ def in_milliseconds(seconds: dict[str, list[float]]) -> dict[str, dict[str, floa
     }
 
 
-def parse_args(doc: str, repeats: int = 5) -> argparse.Namespace:
+def make_parser(doc: str, repeats: int = 5) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=repeats, help="of each route (%(default)s)")
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/")
-    return parser.parse_args()
+    return parser
+
+
+def parse_args(doc: str, repeats: int = 5) -> argparse.Namespace:
+    return make_parser(doc, repeats).parse_args()
 
 
 def made_by() -> dict[str, Any]:

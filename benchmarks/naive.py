@@ -5,6 +5,7 @@ float32, joins the logs of one question, and lets the library's cache grow by co
 """
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,18 @@ def angles(model: Any, start: int, length: int) -> tuple[Tensor, Tensor]:
     return both.cos(), both.sin()
 
 
-def place(model: Any, logs: list[Layers], passes: int = 2) -> DynamicCache:
+def place(
+    model: Any, logs: list[Layers], passes: int = 2, offsets: Sequence[int] = ()
+) -> DynamicCache:
     """Join logs into one cache.
 
     passes: 2 turns the keys back and then to their place; 1 takes them as turned back already.
+    offsets: the position from which on each log's tokens were encoded; 0 unless given.
     """
     parts, start = [], 0
-    for layers in logs:
+    for layers, offset in zip(logs, offsets or [0] * len(logs), strict=True):
         length = layers[0][0].shape[-2]
-        cos, sin = angles(model, 0, length)
+        cos, sin = angles(model, offset, length)
         back = [turned(k, cos, -sin) if passes == 2 else k for k, _ in layers]
         cos, sin = angles(model, start, length)
         parts.append([(turned(k, cos, sin), v) for k, (_, v) in zip(back, layers, strict=True)])

@@ -1,0 +1,217 @@
+"""Questions answered end to end on the embedded data set: batches, steps that share, the naive route.
+
+python benchmarks/agent.py                     # its world, logs and KV are made first: minutes
+python benchmarks/agent.py --model FOLDER --embedder FOLDER --questions 50
+
+T1: questions per second of log_kv with 16 in flight over 1. T2: prefilled tokens of base with over
+without what steps share. T5: the naive route's seconds for the same questions over ours.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import measure
+import naive
+from measure import Measure
+
+from lag.tasks import TASKS
+
+NAME = "miniwiki"
+MANY = 16  # questions in flight
+
+
+def make_world(args: argparse.Namespace, data: Path) -> None:
+    """The data set, its vectors, a log of every train question, and the logs' KV."""
+    common = ["-d", NAME, "--data", str(data)]
+    models = ["--model", args.model, "--embedder", args.embedder]
+    base = ["agentic.py", "-m", "base", *common]
+    spoken = [*models, "--max-new-tokens", str(args.max_new_tokens), "--limit", str(args.logs)]
+    for command in (
+        ["dataset.py", *common],
+        ["embed.py", *common, *models[2:]],
+        [*base, *spoken, "--batch-size", str(MANY)],
+        [*base, *spoken, "--merge", "--as-log"],
+        ["store_log_kv.py", *common, *models[:2]],
+    ):
+        done = subprocess.run([sys.executable, *command], cwd=measure.ROOT, capture_output=True)
+        if done.returncode:
+            sys.exit(done.stderr.decode().strip().splitlines()[-1])
+
+
+def make_agent(args: argparse.Namespace, data: Path, mode: str, llm: Any = None) -> Any:
+    """What `agentic.py` makes of its flags, and the questions that it would ask."""
+    import agentic
+    from lag.harness import Run, Worker
+    from lag.modes import MODES
+
+    flags = f"-d {NAME} -m {mode} --split test --limit {args.questions}".split()
+    flags += ["--model", args.model, "--embedder", args.embedder, "--data", str(data)]
+    parsed = agentic.parse_args([*flags, "--max-new-tokens", str(args.max_new_tokens)])
+    run = Run(parsed.runs[0], MODES[mode], "test")
+    agent, _ = Worker(run.args, llm).make_agent(run)
+    return agent, run.questions
+
+
+def answers(agent: Any, questions: list[Any], in_flight: int) -> dict[str, Any]:
+    from lag import react
+
+    return {trace.id: trace for trace in react.run(questions, agent, in_flight)}
+
+
+class NaiveLLM:
+    """One prompt at a time, on caches that one pickle holds; reading it is part of the route."""
+
+    def __init__(self, llm: Any, pickled: Path, places: dict[tuple, tuple[int, int]]):
+        """places: for the ids of a log its place in the pickle, and from where it was encoded."""
+        self.llm, self.places = llm, places
+        self.caches = naive.load(pickled)
+        self.room, self.count, self.num_tokens = llm.room, llm.count, llm.num_tokens
+        self.asked: list[tuple[Any, Any]] = []
+
+    def in_flight(self, slots: int) -> "NaiveLLM":
+        return self
+
+    def submit(self, ticket: Any, prompt: Any) -> None:
+        self.asked.append((ticket, prompt))
+
+    def step(self) -> list[tuple[Any, Any]]:
+        asked, self.asked = self.asked, []
+        return [(ticket, self.reply(prompt)) for ticket, prompt in asked]
+
+    def reply(self, prompt: Any) -> Any:
+        from lag.llm import Reply
+
+        ids = []
+        for logits in self.logits(self.llm.chat.encode(prompt), ids):
+            ids.append(int(logits.argmax()))
+            if ids[-1] in self.llm.end_ids or len(ids) >= self.llm.max_new_tokens:
+                break
+        spoken = ids[:-1] if ids[-1] in self.llm.end_ids else ids
+        sources = ("kv",) * len(prompt.notes)
+        return Reply(self.llm.chat.text(spoken), new_tokens=len(ids), sources=sources)
+
+    def logits(self, pieces: Any, ids: list[int]) -> Iterator[Any]:
+        """Logits (V,) of every next token; `ids` is what was chosen so far."""
+        import torch
+        from transformers import DynamicCache
+
+        found = [self.places[pair] for pair in pieces.notes]
+        logs, offsets = [self.caches[place] for place, _ in found], [at for _, at in found]
+        model = self.llm.model
+        cache = naive.place(model, logs, 2, offsets) if logs else DynamicCache()
+        new = [*pieces.head, *pieces.tail]
+        while True:
+            with torch.no_grad():
+                start = cache.get_seq_length()
+                positions = torch.arange(start, start + len(new))[None]
+                yield model(
+                    torch.tensor([new]),
+                    past_key_values=cache,
+                    position_ids=positions,
+                    logits_to_keep=1,
+                ).logits[0, -1]
+            new = ids[-1:]
+
+
+def pickled(agent: Any, path: Path) -> dict[tuple, tuple[int, int]]:
+    """Encode every log the naive way into one pickle; says where each lies."""
+    from lag.prompts import Note
+
+    caches, places = [], {}
+    for log in agent.store.values():
+        note = Note(log.id, agent.mode.keep(log), agent.mode.after(log), kv=True)
+        after, keep = pair = agent.llm.chat.note_ids(note)
+        layers = naive.encode(agent.llm.model, after + keep)
+        places[pair] = len(caches), len(after)
+        own = slice(len(after), None)
+        caches.append([(k[:, :, own].clone(), v[:, :, own].clone()) for k, v in layers])
+    naive.save(path, caches)
+    return places
+
+
+def in_batches(args: argparse.Namespace, data: Path, folder: Path) -> tuple[list[Measure], Any]:
+    """T1 and T5: the same questions one at a time, many in flight, and the naive way."""
+    from dataclasses import replace
+
+    from lag.paths import Paths
+    from lag.residency import Resident
+
+    agent, questions = make_agent(args, data, "log_kv")
+    places = pickled(agent, folder / "logs.pkl")
+    found: dict[str, dict[str, Any]] = {}
+
+    def ours(name: str, in_flight: int) -> None:
+        agent.llm.resident = Resident(agent.llm.keeping.memory)  # every log is read once again
+        agent.llm.open_store(Paths(data, NAME).kv, agent.mode)
+        found[name] = answers(agent, questions, in_flight)
+
+    def naively() -> None:
+        llm = NaiveLLM(agent.llm, folder / "logs.pkl", places)
+        found["naive"] = answers(replace(agent, llm=llm), questions, 1)
+
+    routes = {
+        "one at a time": lambda: ours("one at a time", 1),
+        f"{MANY} in flight": lambda: ours(f"{MANY} in flight", MANY),
+        "naive": naively,
+    }
+    seconds = measure.take_turns(routes, args.repeats)
+    alike = sum(
+        found["naive"][id].replies == trace.replies
+        for id, trace in found[f"{MANY} in flight"].items()
+    )
+    same = sum(
+        found["one at a time"][id].replies == trace.replies
+        for id, trace in found[f"{MANY} in flight"].items()
+    )
+    count, many = len(questions), f"{MANY} in flight"
+    return [
+        Measure("T1", f"questions per second, log_kv, {MANY} in flight / 1", round(measure.ratio(seconds, "one at a time", many), 3), least=3),
+        Measure("T5", f"naive route / ours, end to end, {count} questions", round(measure.ratio(seconds, "naive", many), 3), least=4),
+        Measure("T1", f"questions with the same replies in both, of {count}", same),
+        Measure("T5", f"questions with the same replies on both routes, of {count}", alike),
+    ], seconds  # fmt: skip
+
+
+def shared_steps(args: argparse.Namespace, data: Path) -> list[Measure]:
+    """T2: tokens that are prefilled per question."""
+    agent, questions = make_agent(args, data, "base")
+    prefilled = {}
+    for reuse in (True, False):
+        agent.llm.reuse_steps = reuse
+        costs = [trace.cost for trace in answers(agent, questions, MANY).values()]
+        names = ("prompt_tokens", "cached_tokens", "reused_tokens")
+        asked, *spared = (sum(cost[name] for cost in costs) for name in names)
+        prefilled[reuse] = (asked - sum(spared)) / len(questions)
+        calls = sum(cost["calls"] for cost in costs) / len(questions)
+    share = round(prefilled[True] / prefilled[False], 3)
+    return [
+        Measure("T2", "prefilled tokens per question, base, with / without shared steps", share, most=0.55),
+        Measure("T2", "prefilled tokens per question without", round(prefilled[False], 1)),
+        Measure("T2", "steps per question", round(calls, 2)),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    task = TASKS[NAME]
+    parser = measure.make_parser(__doc__, repeats=3)
+    parser.add_argument("--model", default=task.model, help="language model (%(default)s)")
+    parser.add_argument("--embedder", default=task.embedder, help="sentence encoder (%(default)s)")
+    parser.add_argument("--questions", type=int, default=100, help="questions (%(default)s)")
+    parser.add_argument("--logs", type=int, default=300, help="logs in the store (%(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="of a reply (%(default)s)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        make_world(args, data)
+        measures, seconds = in_batches(args, data, Path(folder))
+        measures += shared_steps(args, data)
+    measure.report(args, measures, {"end to end": measure.in_milliseconds(seconds)})
+
+
+if __name__ == "__main__":
+    main()
