@@ -279,3 +279,33 @@ def test_who_stands_where_after_a_refill(count, leaving, joining):
     moved = [row for to, row in enumerate(order) if row < count and row != to]
     assert len(moved) <= max(len(leaving) - joining, 0)
     assert all(a < b for a, b in pairwise(sorted(order)))
+
+
+def followed(llm, slots: int, asked: dict) -> dict:
+    """The replies of tickets that each ask their prompts one after the other."""
+    batch, left, replies = Batch(llm, slots), {t: list(p) for t, p in asked.items()}, {}
+    for ticket, prompts in left.items():
+        batch.submit(ticket, prompts.pop(0))
+    while len(batch):
+        for ticket, reply in batch.step():
+            replies.setdefault(ticket, []).append(reply)
+            if left[ticket]:
+                batch.submit(ticket, left[ticket].pop(0))
+    return {t: [(r.text, r.reused_tokens) for r in found] for t, found in replies.items()}
+
+
+def test_what_a_prompt_took_over_outlives_the_row_while_it_waits():
+    """With many rows a prompt waits for others to be computed with; its row's memory is used again."""
+    llm = make_llm(families.movable("mistral"), None, max_new_tokens=20)
+    llm.end_ids = frozenset()
+    documents = list(DOCUMENTS.values())
+    asked = {
+        ticket: [
+            Prompt(qa_prompt(f"Who is {ticket}?", documents[: n + 1]).user, max_new_tokens=limit)
+            for n, limit in enumerate((2 + ticket % 7, 3 + ticket % 5, 1 + ticket % 3))
+        ]
+        for ticket in range(14)
+    }
+    found = followed(llm, 12, asked)
+    assert found == followed(llm, 1, asked)
+    assert all(reused > 0 for replies in found.values() for _, reused in replies[1:])
