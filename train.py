@@ -31,6 +31,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--work", metavar="DIR", type=Path,
         help="folder for checkpoints; default: training/ beside them")  # fmt: skip
     size("--tokens", 1, "tokens to read, prompts included")
+    size("--polish", 1, "tokens to read after them, at a lower rate, mostly of logs")
     size("--articles", 50, "articles of each training world")
     size("--questions", 10, "questions of each training world")
     size("--width", 32, "hidden size, a multiple of 32")
@@ -47,7 +48,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     Raises:
         ValueError: a width that heads of 32 do not divide.
     """
-    names = ("tokens", "articles", "questions", "width", "embedder_steps", "seed")
+    names = ("tokens", "polish", "articles", "questions", "width", "embedder_steps", "seed")
     given = {name: getattr(args, name) for name in names}
     if args.width % 32:
         raise ValueError(f"--width {args.width}: expected a multiple of 32, which each head takes")
@@ -94,7 +95,8 @@ def train_language_model(recipe: Any, weights: Any, work: Path) -> Any:
     training.resume()
     exam = encode_lessons(exam_lessons(recipe, weights, 10))
     group = training.group
-    with tqdm(total=recipe.tokens, initial=training.tokens, unit="tok", unit_scale=True) as bar:
+    whole = recipe.tokens + recipe.polish
+    with tqdm(total=whole, initial=training.tokens, unit="tok", unit_scale=True) as bar:
         for tokens in training.run():
             bar.update(tokens)
             bar.set_postfix_str(f"loss {training.loss:.3f}", refresh=False)

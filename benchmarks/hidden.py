@@ -1,13 +1,14 @@
 """What KV carries that the kept words do not say, on the embedded data set's own model.
 
-Every question asks for one fact. No document holds it; of the logs in the prompt one was encoded
-behind a text that states it, and keeps its answer tag alone; the others keep answers of their own.
-The same words enter as KV, as KV behind another log's hidden text, as text, and with their text.
+Every question has two hops. A document states the first fact; the second stands in the hidden text
+of one log, which keeps its answer tag alone; other logs keep answers of their own. The same words
+enter as KV, as KV behind another log's hidden text, as text, and with their reasoning as text.
 
 python benchmarks/hidden.py --questions 500
 """
 
 import argparse
+import itertools
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,13 +21,13 @@ from measure import Measure
 
 from lag import prompts
 from lag.actions import parse
-from lag.drills import a_log
+from lag.drills import log_of
 from lag.llm import LLM
 from lag.modes import MODES, last_response
 from lag.prompts import Document, Note, Prompt
 from lag.tasks import TASKS
 from lag.traces import Log
-from lag.world import Chain, World, generate, keys_of
+from lag.world import RELATIONS, Chain, World, generate, keys_of
 
 SEED = 2101  # a world that nothing else is measured on
 NUM_LOGS = 3
@@ -36,49 +37,66 @@ MODE = MODES["log_kv_last_action"]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A question for one fact, its answer, the log that knows it, and the prompt's logs in order."""
+    """A question, its answer, and the logs and documents of its prompt, in order.
+
+    foreign: as many logs of other questions, whose hidden text can stand in for that of `logs`.
+    """
 
     question: str
     answer: str
     logs: tuple[Log, ...]
+    foreign: tuple[Log, ...]
     documents: tuple[Document, ...]
 
 
 def cases(world: World, count: int) -> Iterator[Case]:
-    """Questions whose fact stands in one log's hidden text and nowhere else."""
+    """Questions of two hops: a document states the first fact, one log's hidden text the second."""
     rng = random.Random(f"hidden {world.seed}")
-    keys = [key for key, name in world.mentions.items() if name not in world.aliases]
+    pairs = [pair for pair in shared_ends(world) if pair[0].start != pair[1].start]
+    articles = {key: a for a in world.articles for key in known(a)}
     for _ in range(count):
-        chosen = [one_step(rng, world, *key) for key in rng.sample(keys, NUM_LOGS)]
-        chain = chosen[0][0]
-        (key,) = keys_of(world, chain)
-        silent = [a for a in world.articles if (key[0], key[1]) not in known(a)]
-        documents = [Document(a.id, a.title, a.content) for a in rng.sample(silent, NUM_DOCS)]
-        logs = [log for _, log in chosen]
+        asked, solved = rng.choice(pairs)
+        others = [rng.choice(pairs)[1] for _ in range(NUM_LOGS - 1)]
+        first, second = keys_of(world, asked)
+        silent = [a for a in world.articles if second not in known(a)]
+        documents = [articles[first], *rng.sample(silent, NUM_DOCS - 1)]
+        logs = [log_of(world, chain) for chain in (solved, *others)]
+        rng.shuffle(documents)
         rng.shuffle(logs)
-        yield Case(chain.text, world.facts[key], tuple(logs), tuple(documents))
+        texts = tuple(Document(a.id, a.title, a.content) for a in documents)
+        foreign = [log_of(world, rng.choice(pairs)[1]) for _ in logs]
+        yield Case(asked.text, world.facts[second], tuple(logs), tuple(foreign), texts)
 
 
 def known(article: Any) -> set[tuple[str, str]]:
     return {(fact.noun, fact.subject) for fact in article.facts}
 
 
-def one_step(rng: random.Random, world: World, noun: str, name: str) -> tuple[Chain, Log]:
-    """A question for one fact, and the log of a run that found it."""
-    log = a_log(rng, world, noun, name)
-    while len(log.replies) > 1:
-        log = a_log(rng, world, noun, name)
-    return Chain(name, (noun,)), log
+def shared_ends(world: World) -> list[tuple[Chain, Chain]]:
+    """Chains of two hops that differ in the first and share the second, without second names."""
+    plain = {key: name for key, name in world.mentions.items() if name not in world.aliases}
+    found = []
+    for (noun, middle), answer in plain.items():
+        ends = [k for k, n in plain.items() if n == middle and leads_to(k[0], noun)]
+        chains = [Chain(name, (first, noun)) for first, name in ends if name != answer]
+        found += list(itertools.permutations(chains, 2))
+    return found
 
 
-def notes_of(logs: tuple[Log, ...], kind: str) -> tuple[Note, ...]:
-    """The notes of a prompt: `kv`, `wrong` (behind the next log's hidden text), `text`, `full`."""
-    contexts = logs[1:] + logs[:1] if kind == "wrong" else logs
+def leads_to(first: str, second: str) -> bool:
+    return RELATIONS[first].object == RELATIONS[second].subject
+
+
+def notes_of(case: Case, kind: str) -> tuple[Note, ...]:
+    """The notes of a prompt, of a kind of `KINDS`."""
+    if kind == "none":
+        return ()
     if kind == "full":
-        return tuple(Note(log.id, last_response(log)) for log in logs)
+        return tuple(Note(log.id, last_response(log)) for log in case.logs)
     if kind == "text":
-        return tuple(Note(log.id, MODE.keep(log)) for log in logs)
-    pairs = zip(logs, contexts)
+        return tuple(Note(log.id, MODE.keep(log)) for log in case.logs)
+    contexts = case.foreign if kind == "wrong" else case.logs
+    pairs = zip(case.logs, contexts)
     return tuple(Note(log.id, MODE.keep(log), MODE.after(other), True) for log, other in pairs)
 
 
@@ -93,7 +111,7 @@ KINDS = {
 
 def prompt_of(case: Case, kind: str) -> Prompt:
     prompt = prompts.qa_prompt(case.question, case.documents)
-    return prompt if kind == "none" else replace(prompt, notes=notes_of(case.logs, kind))
+    return replace(prompt, notes=notes_of(case, kind))
 
 
 def share_right(llm: LLM, asked: list[Case], make: Callable[[Case], Prompt]) -> tuple[float, float]:
@@ -123,8 +141,7 @@ def main() -> None:
         llm.open_store(Path(folder), MODE)
         for kind, what in KINDS.items():
             right, wrong = share_right(llm, asked, lambda case, kind=kind: prompt_of(case, kind))
-            kept = notes_of(asked[0].logs, kind) if kind != "none" else ()
-            tokens = sum(llm.num_tokens(note.keep) for note in kept) / NUM_LOGS
+            tokens = sum(llm.num_tokens(n.keep) for n in notes_of(asked[0], kind)) / NUM_LOGS
             shares[kind] = {"right": right, "wrong": wrong, "tokens_per_log": tokens}
             rows.append(Measure("H1", f"right answers: {what}", round(right, 3)))
     measure.report(args, rows, {"questions": args.questions, "shares": shares})

@@ -110,6 +110,11 @@ def a_log(rng: random.Random, world: World, noun: str, name: str) -> Log:
     chain = None
     while chain is None or chain.nouns[0] != noun:
         chain = walk(rng, world, word, name, rng.choice((1, 1, 2)))
+    return log_of(world, chain)
+
+
+def log_of(world: World, chain: Chain) -> Log:
+    """The log of a question that was solved in one step per hop."""
     known, replies = Knowledge(), []
     steps = [(key, world.mentions[key]) for key in keys_of(world, chain)]
     for (noun, subject), mention in steps:

@@ -13,6 +13,7 @@ class Recipe:
     """Everything that decides the weights.
 
     tokens: how many the model reads, prompts included. batch_tokens: per step.
+    polish: as many more, at polish_rate, of which most show how logs are used.
     articles, questions: size of each training world.
     primed: share of the training that is primers; early: where the drills after them end.
     drills: how many primers or drills a group has.
@@ -20,6 +21,7 @@ class Recipe:
 
     seed: int = 1
     tokens: int = 20_000_000
+    polish: int = 4_500_000
     batch_tokens: int = 1024
     articles: int = 1000
     questions: int = 1000
@@ -27,6 +29,7 @@ class Recipe:
     heads: int = 4
     layers: int = 4
     rate: float = 1.5e-3
+    polish_rate: float = 6e-4
     warmup: float = 0.02
     primed: float = 0.04
     early: float = 0.06

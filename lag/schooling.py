@@ -5,7 +5,7 @@ import math
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from lag import prompts
 from lag.actions import tags
 from lag.chat import Chat
 from lag.drills import make_drills, make_primers
-from lag.lessons import Lesson, make_lessons
+from lag.lessons import FORMATS, Format, Lesson, make_lessons
 from lag.miniature import (
     Sequenced,
     batches,
@@ -43,11 +43,26 @@ def encode_lessons(lessons: Iterable[Lesson]) -> list[Sequenced]:
 
 
 def rate(recipe: Recipe, share: float) -> float:
-    """Learning rate: a linear warm-up, then a cosine down to a fiftieth."""
+    """Learning rate: a linear warm-up, then a cosine down to a fiftieth; the same for the polish.
+
+    share: of the training that is done; from 1 to 2 of the polish.
+    Source: warm restarts (SGDR, arXiv 1608.03983).
+    """
+    highest, share = (recipe.rate, share) if share < 1 else (recipe.polish_rate, share - 1)
     if share < recipe.warmup:
-        return recipe.rate * (share + 1e-3) / recipe.warmup
+        return highest * (share + 1e-3) / recipe.warmup
     done = (share - recipe.warmup) / (1 - recipe.warmup)
-    return recipe.rate * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1, done))) / 2)
+    return highest * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1, done))) / 2)
+
+
+def polishing() -> list[Format]:
+    """The formats with more weight on logs in the layout and the loop of the paper."""
+    return [
+        replace(f, share=3 * f.share)
+        if f.mode != "base" and (f.layout, f.solver) == ("paper", "react")
+        else f
+        for f in FORMATS
+    ]
 
 
 def exact_replies(model: Any, rows: Sequence[Sequenced], tokens: int = 8192) -> dict[str, float]:
@@ -86,7 +101,14 @@ class Training:
 
     @property
     def share(self) -> float:
-        return self.tokens / self.recipe.tokens
+        """How much of the training is done; from 1 to 2 of the polish."""
+        more = self.tokens - self.recipe.tokens
+        return 1 + more / self.recipe.polish if more >= 0 else self.tokens / self.recipe.tokens
+
+    @property
+    def goal(self) -> int:
+        """At how many tokens the part of the training that is under way ends."""
+        return self.recipe.tokens + (self.recipe.polish if self.share >= 1 else 0)
 
     @property
     def state_file(self) -> Path:
@@ -155,7 +177,8 @@ class Training:
         if self.share < recipe.early:
             return encode_lessons(make_drills(world, recipe.drills, f"{recipe.seed}"))
         embed = mean_vector(self.weights, word_pieces())
-        return encode_lessons(make_lessons(world, embed))
+        formats = polishing() if self.share >= 1 else FORMATS
+        return encode_lessons(make_lessons(world, embed, formats))
 
     def step(self, rows: Sequence[Sequenced]) -> float:
         """One update; returns the loss per reply token."""
@@ -175,14 +198,15 @@ class Training:
 
     def run(self) -> Iterator[int]:
         """Train to the end; yields how many tokens each step read. A checkpoint ends each group."""
-        while self.tokens < self.recipe.tokens:
+        while self.tokens < self.recipe.tokens + self.recipe.polish:
+            goal = self.goal
             order = random.Random(f"group {self.recipe.seed} {self.group}")
             for rows in batches(self.lessons(), self.recipe.batch_tokens, order):
                 before = self.tokens
                 loss = self.step(rows)
                 self.loss = loss if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * loss
                 yield self.tokens - before
-                if self.tokens >= self.recipe.tokens:
+                if self.tokens >= goal:
                     break
             self.group += 1
             self.save()

@@ -146,7 +146,6 @@ def test_replies_over_http_are_those_in_the_process(server, data, embedder_folde
     assert len(replies) > len(found) / 2 and all(replies)
 
 
-@pytest.mark.skipif(not MODEL.is_dir(), reason="the embedded model is not in this checkout")
 def test_the_embedded_model_says_over_http_what_it_says_in_the_process(server, world):
     """Whole replies of a model that was taught to end them."""
     found = answer_on_both_sides(server, world, "miniwiki", "test", READER)

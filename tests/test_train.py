@@ -34,7 +34,7 @@ from lag.world import NAMES, Chain, generate
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Recipe(
-    tokens=90_000, articles=80, questions=40, width=32, heads=2, layers=2, drills=150, primed=0.3,
+    tokens=70_000, polish=20_000, articles=80, questions=40, width=32, heads=2, layers=2, drills=150, primed=0.3,
     batch_tokens=1024, early=0.6, embedder_steps=30, dimensions=32, warmup=0.1,
 )  # fmt: skip
 
@@ -230,7 +230,16 @@ def test_the_command_makes_both_models(tmp_path, capsys):
 
     sizes = ["--articles", "80", "--questions", "40", "--width", "32", "--embedder-steps", "5"]
     sizes += ["--exam", "2"]
-    arguments = ["miniwiki", "--out", str(tmp_path / "made"), "--tokens", "6000", *sizes]
+    arguments = [
+        "miniwiki",
+        "--out",
+        str(tmp_path / "made"),
+        "--tokens",
+        "6000",
+        "--polish",
+        "2000",
+        *sizes,
+    ]
     assert train.main(arguments) == 0
     output = capsys.readouterr().out
     summary = json.loads(output.splitlines()[-1])
