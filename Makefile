@@ -7,11 +7,13 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 # The embedded data set: which world, where it lies, and how many questions of each split are asked.
+# Its model is so small that a second thread costs more than it gains.
 DATA ?= data
 SEED ?= 1234
 ASKED ?= 300
 WORLDS ?= 2001 2002 2003 2004 2005
 WORLD = -d miniwiki --data $(DATA)
+DO = OMP_NUM_THREADS=1 $(RUN)
 KV_MODES = log_kv,log_kv_all,log_kv_last_action,log_kv_last_as_context
 
 .PHONY: install test check format stress bench demo demo-quick worlds logs clean
@@ -47,28 +49,28 @@ bench: install
 	done
 
 logs: install
-	$(RUN) dataset.py $(WORLD) --seed $(SEED)
-	$(RUN) embed.py $(WORLD)
-	$(RUN) agentic.py -m base $(WORLD)
-	$(RUN) agentic.py -m base $(WORLD) --merge --as-log
+	$(DO) dataset.py $(WORLD) --seed $(SEED)
+	$(DO) embed.py $(WORLD)
+	$(DO) agentic.py -m base $(WORLD)
+	$(DO) agentic.py -m base $(WORLD) --merge --as-log
 
 demo: logs
-	$(RUN) store_log_kv.py $(WORLD) -m $(KV_MODES)
-	$(RUN) agentic.py -m base $(WORLD) --split test
-	$(RUN) agentic.py -m log_text,log_text_all,$(KV_MODES),log_cheatsheet $(WORLD) --split train,test --limit $(ASKED)
-	$(RUN) agentic.py -m log_kv $(WORLD) --split test --log-control random
-	$(RUN) evaluate.py $(WORLD) --outdir $(DATA)/miniwiki/results --report $(DATA)/miniwiki/results/report.html
+	$(DO) store_log_kv.py $(WORLD) -m $(KV_MODES)
+	$(DO) agentic.py -m base $(WORLD) --split test
+	$(DO) agentic.py -m log_text,log_text_all,$(KV_MODES),log_cheatsheet $(WORLD) --split train,test --limit $(ASKED)
+	$(DO) agentic.py -m log_kv $(WORLD) --split test --log-control random
+	$(DO) evaluate.py $(WORLD) --outdir $(DATA)/miniwiki/results --report $(DATA)/miniwiki/results/report.html
 
 demo-quick: logs
-	$(RUN) agentic.py -m base,log_text,log_kv $(WORLD) --split test --limit 60
-	$(RUN) evaluate.py $(WORLD) --split test --outdir $(DATA)/miniwiki/results
+	$(DO) agentic.py -m base,log_text,log_kv $(WORLD) --split test --limit 60
+	$(DO) evaluate.py $(WORLD) --split test --outdir $(DATA)/miniwiki/results
 
 worlds: install
 	$(MAKE) --no-print-directory demo
 	for seed in $(WORLDS); do \
 		$(MAKE) --no-print-directory demo SEED=$$seed DATA=data/worlds/$$seed || exit 1; \
 	done
-	$(RUN) benchmarks/worlds.py data $(foreach seed,$(WORLDS),data/worlds/$(seed))
+	$(DO) benchmarks/worlds.py data $(foreach seed,$(WORLDS),data/worlds/$(seed))
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
