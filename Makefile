@@ -59,7 +59,7 @@ demo: logs
 	$(DO) agentic.py -m base $(WORLD) --split test
 	$(DO) agentic.py -m log_text,log_text_all,$(KV_MODES),log_cheatsheet $(WORLD) --split train,test --limit $(ASKED)
 	$(DO) agentic.py -m log_kv $(WORLD) --split test --log-control random
-	$(DO) evaluate.py $(WORLD) --outdir $(DATA)/miniwiki/results --report $(DATA)/miniwiki/results/report.html
+	$(DO) evaluate.py $(WORLD) --outdir $(DATA)/miniwiki/results --table $(DATA)/miniwiki/results/table.md --report $(DATA)/miniwiki/results/report.html
 
 demo-quick: logs
 	$(DO) agentic.py -m base,log_text,log_kv $(WORLD) --split test --limit 60

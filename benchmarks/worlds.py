@@ -17,7 +17,6 @@ from lag.modes import MODES
 from lag.traces import read_json, write_json
 
 NAME = "miniwiki"
-SPLITS = {"train": "seen", "test": "unseen"}
 CONTROL = "log_kv_random"
 SHOWN = [*MODES, CONTROL]
 
@@ -42,10 +41,6 @@ def read_world(data: Path) -> Results:
     return found
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
 def difference(result: dict[str, Any], name: str, scale: float = 100) -> str:
     """A paired difference to base with its interval."""
     compared = result["comparison"]
@@ -58,37 +53,6 @@ def difference(result: dict[str, Any], name: str, scale: float = 100) -> str:
         return text
     low, high = (scale * interval[end] for end in ("low", "high"))
     return f"{text} [{low:+.{1 if scale == 100 else 2}f}, {high:+.{1 if scale == 100 else 2}f}]"
-
-
-def ordered(world: Results, split: str) -> list[tuple[str, dict[str, Any]]]:
-    return [(name, world[split, name]) for name in SHOWN if (split, name) in world]
-
-
-def full_table(world: Results) -> list[str]:
-    """One world: every mode on both splits with all that it cost."""
-    lines = [
-        "| split | mode | EM | F1 | answered | steps | prefilled | cached | seconds | EM to `base` | steps to `base` |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for split, seen in SPLITS.items():
-        for name, result in ordered(world, split):
-            metrics, cost = result["metrics"], result["cost"]
-            cached = cost["cached_tokens"] + cost.get("reused_tokens", 0)
-            cells = [
-                seen,
-                f"`{name}`",
-                percent(metrics["em"]),
-                percent(metrics["f1"]),
-                percent(metrics["answer_rate"]),
-                f"{cost['steps']:.2f}",
-                f"{cost['prompt_tokens'] - cached:.0f}",
-                f"{cached:.0f}",
-                f"{cost['seconds']['all']:.3f}",
-                difference(result, "em"),
-                difference(result, "steps", 1),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
 
 
 def worlds_table(worlds: dict[str, Results], metric: str, scale: float) -> list[str]:
@@ -169,9 +133,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=folder, help="folder (benchmarks/results)")
     args = parser.parse_args()
     worlds = {f"world {n + 1}": read_world(data) for n, data in enumerate(args.data)}
-    first = next(iter(worlds.values()))
-    print(*full_table(first), "", *worlds_table(worlds, "em", 100), sep="\n")
-    print("", *worlds_table(worlds, "steps", 1), sep="\n")
+    print(*worlds_table(worlds, "em", 100), "", *worlds_table(worlds, "steps", 1), sep="\n")
     points = bytes_against_accuracy(worlds)
     path = folder / "hidden.json"
     draw(points, json.loads(path.read_text()) if path.exists() else None, args.out / "worlds.png")
