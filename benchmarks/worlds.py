@@ -101,7 +101,8 @@ def draw(points: dict[str, dict[str, float]], hidden: dict[str, Any] | None, pat
             continue
         x, y = point["bytes_per_log"] / 1024, 100 * point["em"]
         left.plot(x, y, "o", color="#2458a6")
-        left.annotate(name, (x, y), fontsize=7, xytext=(4, -9), textcoords="offset points")
+        lower = -10 if "last" in name else 5
+        left.annotate(name, (x, y), fontsize=7, xytext=(4, lower), textcoords="offset points")
     left.set(xlabel="KiB of KV per log on disk", ylabel="EM on unseen questions, %")
     left.margins(x=0.35, y=0.2)
     shares = hidden["timings"]["shares"] if hidden else {}
