@@ -33,18 +33,6 @@ def made_up(model: Any, keep: tuple[int, ...]) -> Any:
     return KVSpan(keep, *(tuple(one.clone() for one in part) for part in parts))
 
 
-def by_the_clock(routes: dict[str, Any], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every route, in turns, after one round that is not counted."""
-    found: dict[str, list[float]] = {name: [] for name in routes}
-    for turn in range(repeats + 1):
-        for name, route in routes.items():
-            start = time.perf_counter()
-            route()
-            if turn:
-                found[name].append(time.perf_counter() - start)
-    return found
-
-
 def cold(folder: Path, repeats: int) -> tuple[list[Measure], dict[str, list[float]]]:
     """bfloat16 and int8 from files that the page cache has forgotten."""
     from lag import kv
@@ -114,9 +102,11 @@ def late(folder: Path, repeats: int) -> tuple[list[Measure], dict[str, list[floa
 
     assert torch.equal(first(fetched(whole=True)), first(fetched(whole=False)))
     ready = fetched(whole=True)
-    question = statistics.median(by_the_clock({"": lambda: first(ready)}, 3)[""])
+    question = statistics.median(
+        measure.take_turns({"": lambda: first(ready)}, 3, time.perf_counter)[""]
+    )
     pause[0] = question / len(span.keys)
-    found = by_the_clock(
+    found = measure.take_turns(
         {
             "question, KV in memory": lambda: first(ready),
             "slow load": lambda: fetched(whole=True),
@@ -124,6 +114,7 @@ def late(folder: Path, repeats: int) -> tuple[list[Measure], dict[str, list[floa
             "question while layers arrive": lambda: first(fetched(whole=False)),
         },
         repeats,
+        time.perf_counter,
     )
     middle = {name: statistics.median(seconds) for name, seconds in found.items()}
     hidden = middle["slow load, then question"] - middle["question while layers arrive"]
