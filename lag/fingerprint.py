@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lag.traces import write_json
 
-LAYOUT_VERSION = 2  # of the files of a store and of what they hold
+LAYOUT_VERSION = 3  # of the files of a store and of what they hold
 # what a configuration says about its origin, not about the function that the model computes
 ORIGIN = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "_commit_hash"}
 

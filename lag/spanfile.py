@@ -4,10 +4,9 @@ A file is read in one piece into memory of its own: what was verified is what is
 happens to the file meanwhile. A tensor is a view of that memory.
 """
 
+import base64
 import json
-import math
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import IO
 
 import numpy as np
 import torch
+import xxhash
 from safetensors.torch import save
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from lag.kv import KVSpan
 from lag.packing import Packing, pack, unpack
 
 LENGTH_BYTES = 8  # of the length of the JSON that a safetensors file begins with
+SUM_BYTES = 8  # of a checksum
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -46,12 +47,13 @@ def span_bytes(
     ids = {"after": after, "keep": span.ids}
     tensors = {name: torch.tensor(part, dtype=torch.int32) for name, part in ids.items()}
     tensors |= pack(span, packing)
-    sums = checksums(tensors)
+    sums = base64.b64encode(b"".join(checksums(tensors))).decode()
+    table = {name: [DTYPE_NAMES[one.dtype], list(one.shape)] for name, one in tensors.items()}
     about = {"num_layers": len(span.keys), "of": DTYPE_NAMES[span.keys[0].dtype]}
-    header = {**identity, **about, "checksums": sums}
+    header = {**identity, **about, "checksums": sums, "table": table_sum(table)}
     text = json.dumps(header, sort_keys=True, separators=(",", ":"))
     # one entry: of several the library would write any first, and no file would be like another
-    return save(tensors, metadata={"lag": f"{zlib.crc32(text.encode())} {text}"})
+    return save(tensors, metadata={"lag": f"{text_sum(text)} {text}"})
 
 
 def read_span(
@@ -102,27 +104,49 @@ def read_beginning(file: IO[bytes], identity: dict[str, str]) -> tuple[dict, dic
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")
     size = os.fstat(file.fileno()).st_size
     text = file.read(min(length, size))
-    with _as_damage():
-        names = json.loads(text)
-        header = _checked_header(names.pop("__metadata__"), identity)
-        _check_ends(names, size - LENGTH_BYTES - length)
+    names, header = _checked_beginning(text, size - LENGTH_BYTES - length, identity)
     return names, header, LENGTH_BYTES + length
 
 
+def _checked_beginning(text: bytes, size: int, identity: dict[str, str]) -> tuple[dict, dict]:
+    """Where the tensors lie behind a file's JSON, and the header in it.
+
+    size: in bytes, of all tensors.
+
+    Raises:
+        Damaged: it is not that of such a file.
+    """
+    with _as_damage():
+        names = json.loads(text)
+        header = _checked_header(names.pop("__metadata__"), identity)
+        table = {name: [entry["dtype"], entry["shape"]] for name, entry in names.items()}
+        if table_sum(table) != header["table"]:
+            raise ValueError("its table of tensors is not the one that was written")
+        end = max(entry["data_offsets"][1] for entry in names.values())
+        if end != size:
+            raise ValueError(f"it holds {size} bytes of tensors, not {end}")
+        header["checksums"] = dict(zip(sorted(names), _sums(header["checksums"]), strict=True))
+    return names, header
+
+
+def _sums(text: str) -> list[bytes]:
+    joined = base64.b64decode(text, validate=True)
+    return [joined[at : at + SUM_BYTES] for at in range(0, len(joined), SUM_BYTES)]
+
+
 def _verified(content: Tensor, identity: dict[str, str]) -> tuple[dict, dict[str, Tensor]]:
-    """Header and tensors of a file's bytes.
+    """Header and tensors of a file's bytes; the tensors are views of these.
 
     Raises:
         Damaged: one of its checks fails.
     """
+    length = int.from_bytes(content[:LENGTH_BYTES].numpy().tobytes(), "little")
+    text, data = content[LENGTH_BYTES:][:length], content[LENGTH_BYTES:][length:]
+    names, header = _checked_beginning(text.numpy().tobytes(), len(data), identity)
     with _as_damage():
-        metadata, tensors = unpacked(content)
-        header = _checked_header(metadata, identity)
-    found = checksums(tensors)
-    if len(found) != len(header["checksums"]):
-        raise Damaged("its tensors are not the ones that were written")
-    for name, was, now in zip(sorted(tensors), header["checksums"], found, strict=True):
-        if was != now:
+        tensors = {name: _view(data, **entry) for name, entry in names.items()}
+    for name, was in header["checksums"].items():
+        if checksum(name, tensors[name]) != was:
             raise Damaged(f"the checksum of {name} does not match")
     return header, tensors
 
@@ -152,22 +176,12 @@ class OpenFile:
         try:
             self.names, self.header, self.start = read_beginning(self.file, identity)
             with _as_damage():
-                self.sums = dict(zip(sorted(self.names), self.header["checksums"], strict=True))
-                self._check_layers()
                 found = [self.tensor(name).tolist() for name in ("after", "keep")]
             if found != [list(after), list(keep)]:
                 raise Damaged("it was made from other tokens")
         except BaseException:
             self.close()
             raise
-
-    def _check_layers(self) -> None:
-        """No layer lacks, and the shapes are as large as the bytes: what a checksum tells later."""
-        for name in (f"{part}{n}" for part in "kv" for n in range(self.header["num_layers"])):
-            entry = self.names[name]
-            start, end = entry["data_offsets"]
-            if math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize != end - start:
-                raise ValueError(f"{name} has not the size of its shape")
 
     def close(self) -> None:
         self.file.close()
@@ -193,7 +207,7 @@ class OpenFile:
             entry = {**self.names[name], "data_offsets": (0, end - start)}
             # of nothing at all, numpy's memory has strides that no view likes
             found = _view(torch.from_numpy(content) if end > start else NOTHING, **entry)
-        if checksum(name, found) != self.sums[name]:
+        if checksum(name, found) != self.header["checksums"][name]:
             raise Damaged(f"the checksum of {name} does not match")
         return found
 
@@ -229,28 +243,6 @@ def read_whole(path: Path) -> Tensor:
     return torch.from_numpy(content)
 
 
-def unpacked(content: Tensor) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file; the tensors are views of its bytes.
-
-    Raises:
-        ValueError, TypeError, LookupError, AttributeError, RuntimeError: it is not one.
-    """
-    if len(content) < LENGTH_BYTES:
-        raise ValueError("it is too short to be a safetensors file")
-    length = int.from_bytes(content[:LENGTH_BYTES].numpy().tobytes(), "little")
-    data = content[LENGTH_BYTES + length :]
-    names = json.loads(content[LENGTH_BYTES : LENGTH_BYTES + length].numpy().tobytes())
-    metadata = names.pop("__metadata__")
-    _check_ends(names, len(data))
-    return metadata, {name: _view(data, **entry) for name, entry in names.items()}
-
-
-def _check_ends(names: dict[str, dict], size: int) -> None:
-    ends = [0, *(entry["data_offsets"][1] for entry in names.values())]
-    if max(ends) != size:
-        raise ValueError(f"it holds {size} bytes of tensors, not {max(ends)}")
-
-
 def _view(data: Tensor, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
     start, end = data_offsets
     if not 0 <= start <= end <= len(data):
@@ -264,7 +256,7 @@ def _checked_header(metadata: dict[str, str], identity: dict[str, str]) -> dict:
         ValueError, KeyError: not a header of ours, or the header of something else.
     """
     was, text = metadata["lag"].split(" ", 1)
-    if str(zlib.crc32(text.encode())) != was:
+    if text_sum(text) != was:
         raise ValueError("the checksum of its header does not match")
     header = json.loads(text)
     strange = [name for name, value in identity.items() if header.get(name) != value]
@@ -273,12 +265,21 @@ def _checked_header(metadata: dict[str, str], identity: dict[str, str]) -> dict:
     return header
 
 
-def checksums(tensors: dict[str, Tensor]) -> list[int]:
+def checksums(tensors: dict[str, Tensor]) -> list[bytes]:
     """One per tensor, in the order of their names."""
     return [checksum(name, tensors[name]) for name in sorted(tensors)]
 
 
-def checksum(name: str, tensor: Tensor) -> int:
-    """CRC-32 over a tensor's name, dtype, shape and bytes."""
+def checksum(name: str, tensor: Tensor) -> bytes:
+    """XXH3 over a tensor's name, dtype, shape and bytes: five times as fast as CRC-32."""
     about = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
-    return zlib.crc32(raw(tensor), zlib.crc32(about.encode()))
+    return xxhash.xxh3_64_digest(raw(tensor), seed=xxhash.xxh3_64_intdigest(about.encode()))
+
+
+def table_sum(table: dict[str, list]) -> str:
+    """A checksum of dtype and shape of every tensor: needed before one of them is read."""
+    return text_sum(json.dumps(table, sort_keys=True, separators=(",", ":")))
+
+
+def text_sum(text: str) -> str:
+    return xxhash.xxh3_64_hexdigest(text.encode())

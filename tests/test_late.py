@@ -158,6 +158,21 @@ def test_no_flipped_bit_anywhere_is_served(tmp_path):
         assert store.counts["damaged"] == before + 1, f"a flip at byte {place} went unnoticed"
 
 
+def test_planted_shapes_of_the_same_size_are_noticed_before_memory_is_taken(tmp_path, caplog):
+    """No tensor's own checksum was read yet when the cache is made for the shapes."""
+    store = warmed(tmp_path)
+    path, pair = store.path(*PAIRS[1]), PAIRS[1]
+    expected = open_store(tmp_path, arriving=None).fetch([pair])[0].span
+    heads, tokens, dim = expected.keys[2].shape
+    place, content = path.read_bytes().index(b'"k2"'), path.read_bytes()
+    was, other = (f'"shape":[{heads},{a},{b}]' for a, b in ((tokens, dim), (dim, tokens)))
+    at = content.index(was.encode(), place)
+    path.write_bytes(content[:at] + other.encode() + content[at + len(was) :])
+    found = store.fetch([pair])[0]
+    assert found.source == "encoded" and test_store.same(found.span, expected)
+    assert "its table of tensors is not the one that was written" in caplog.text
+
+
 def test_memory_holds_a_span_that_is_still_arriving(tmp_path, gate):
     store = warmed(tmp_path, arriving=gate, memory=10**6)
     first = store.fetch(PAIRS)
