@@ -11,10 +11,14 @@ import torch
 from test_kv_bugs import digest
 from test_kv_llm import PROMPTS
 from test_kv_oracle import CASES, CLOSE, tokens
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 import agentic
 from lag import kv, manifest
 from lag.continuous import Batch
+from lag.gate import check_movable
 from lag.llm import LLM
 from lag.modes import MODES
 
@@ -63,9 +67,53 @@ def test_a_ragged_batch_equals_the_oracle(family, recompute):
     assert worst(model, mover, list(CASES.values()), recompute) < CLOSE
 
 
+@pytest.mark.parametrize("family", ["llama3", "mistral"])
+def test_a_batch_whose_rows_all_have_logs_equals_the_oracle(family):
+    """The one with most to compute first: rows are sorted by that on the way."""
+    cases = [case for case in CASES.values() if case[1]]
+    assert worst(families.movable(family), families.mover(family), cases, 6) < CLOSE
+
+
+@pytest.mark.parametrize("family", ["llama3", "mistral"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_batch_of_one_equals_the_oracle(case):
-    assert worst(families.movable("mistral"), families.mover("mistral"), [CASES[case]], 4) < CLOSE
+def test_a_batch_of_one_equals_the_oracle(case, family):
+    assert worst(families.movable(family), families.mover(family), [CASES[case]], 4) < CLOSE
+
+
+def forwards_of(model, mover, case, recompute: int) -> int:
+    """How often the model is called for a prefill."""
+    calls = []
+    hook = model.base_model.register_forward_hook(lambda *_: calls.append(1))
+    head, logs, tail = case
+    row = kv.Row(head, tuple(kv.encode(model, mover, logs)), tail, recompute=recompute)
+    calls.clear()
+    kv.Decoder(model, mover).prefill([row, row])
+    hook.remove()
+    return len(calls)
+
+
+@pytest.mark.parametrize(("window", "forwards"), [(None, 2), (30, 2), (29, 4)])
+def test_logs_are_computed_again_in_one_forward_unless_a_window_hides_one(window, forwards):
+    """Then each waits for the one before it: a mask of ours would have to know of the window."""
+    model = families.build("MistralConfig", dict(sliding_window=window))
+    mover, case = check_movable(model), CASES["paper, three logs"]
+    assert sum(len(keep) for _, keep in case[1]) == 30
+    assert forwards_of(model, mover, case, 4) == forwards
+    assert worst(model, mover, [case, case], 4) < CLOSE
+
+
+@pytest.mark.parametrize("family", ["llama3", "gemma3"])
+@pytest.mark.parametrize("attention", ["eager", "of_somebody"])
+def test_every_kind_of_attention_equals_the_oracle(family, attention):
+    """One adds its mask to the scores; of another nobody knows whether it takes masks of ours."""
+    AttentionInterface.register("of_somebody", sdpa_attention_forward)
+    AttentionMaskInterface.register("of_somebody", sdpa_mask)
+    model = families.build(*families.MOVABLE[family])
+    model.set_attn_implementation(attention)
+    mover, case = check_movable(model), CASES["system-first, two logs"]
+    at_once = attention == "eager" and family == "llama3"
+    assert forwards_of(model, mover, case, 3) == (3 if at_once else 4), "head, links, question"
+    assert worst(model, mover, list(CASES.values()), 3) < CLOSE
 
 
 def test_another_number_says_something_else():
