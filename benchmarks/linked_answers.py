@@ -1,0 +1,129 @@
+"""What `--sink` and `--recompute` do to answers: paired differences to plain `log_kv`, on unseen questions.
+
+python benchmarks/linked_answers.py data data/worlds/2001 data/worlds/2002
+
+Each folder is one world of `make worlds`, with its logs. Prints Markdown; writes linked_answers.json.
+Started again after an end of any kind, it goes on where it was.
+"""
+
+import argparse
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import measure  # first: it finds the toolkit
+from worlds import NAME, difference
+
+from lag.catalogue import Catalogue
+from lag.compare import Sampling, compare, intervals
+from lag.paths import Paths
+from lag.results import Evaluator
+from lag.runs import read_folder
+from lag.scores import Evaluation
+from lag.traces import write_json
+
+SPLIT, SEED = "test", 1234
+LAYOUTS = ("paper", "system-first")
+PLAIN = "plain"
+VARIANTS = {
+    PLAIN: (),
+    "sink 4": ("--sink", "4"),
+    "recompute 16": ("--recompute", "16"),
+    "sink 4, recompute 16": ("--sink", "4", "--recompute", "16"),
+}
+EVERY = "all worlds"
+
+
+def run_name(layout: str, variant: str) -> str:
+    return f"linked_{layout}_{variant}".replace(", ", "_").replace(" ", "")
+
+
+def answer(data: Path, layout: str, variant: str) -> None:
+    """Ask what was not asked yet; ends the program if a question failed."""
+    command = ["agentic.py", "-m", "log_kv", "-d", NAME, "--data", str(data), "--split", SPLIT]
+    command += ["--layout", layout, "--run", run_name(layout, variant), *VARIANTS[variant]]
+    done = subprocess.run([sys.executable, *command], cwd=measure.ROOT, capture_output=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}: {done.stderr.decode().strip().splitlines()[-1]}")
+
+
+def evaluated(data: Path, layout: str, variant: str, sampling: Sampling) -> Evaluation:
+    run = read_folder(Paths(data, NAME).run(SPLIT, run_name(layout, variant)))
+    return Evaluator(Catalogue(data), sampling).evaluate(run)
+
+
+def pooled(worlds: list[Evaluation]) -> Evaluation:
+    """One evaluation of the questions of all worlds, whose ids tell these apart."""
+    outcomes = {id: outcome for world in worlds for id, outcome in world.outcomes.items()}
+    assert len(outcomes) == sum(len(world.outcomes) for world in worlds), "worlds share ids"
+    return Evaluation(worlds[0].run, worlds[0].scorer, outcomes)
+
+
+def result(run: Evaluation, plain: Evaluation, sampling: Sampling) -> dict[str, Any]:
+    """Scores, costs per question, and what differs from the plain run."""
+    compared = None if run is plain else compare(run, plain, sampling).to_json()
+    names = "count", "em", "f1", "answered", "unanswered", "errors"
+    costs = "steps", "prompt_tokens", "cached_tokens", "prefilled_tokens"
+    return {
+        "metrics": {name: run.metrics[name] for name in names},
+        "intervals": {k: v and asdict(v) for k, v in intervals(run, sampling).items() if k in names},
+        "cost": {name: run.cost[name] for name in costs},
+        "comparison": compared,
+    }  # fmt: skip
+
+
+def gather(worlds: dict[str, Path], layout: str, sampling: Sampling) -> dict[str, Any]:
+    """By variant and world, `all worlds` last."""
+    found: dict[str, Any] = {}
+    plain: dict[str, Evaluation] = {}
+    for variant in VARIANTS:
+        runs = {name: evaluated(data, layout, variant, sampling) for name, data in worlds.items()}
+        runs[EVERY] = pooled([*runs.values()])
+        plain = plain or runs
+        found[variant] = {name: result(runs[name], plain[name], sampling) for name in runs}
+    return found
+
+
+def lines(layout: str, variants: dict[str, Any]) -> list[str]:
+    """One row of the table per variant, over all worlds."""
+    rows = []
+    for variant, worlds in variants.items():
+        one = worlds[EVERY]
+        metrics, cost = one["metrics"], one["cost"]
+        scores = f"{100 * metrics['em']:.1f} | {100 * metrics['f1']:.1f} | {cost['steps']:.2f}"
+        changes = [
+            difference(one, name, 1 if name == "steps" else 100) for name in ("em", "f1", "steps")
+        ]
+        rows.append(
+            f"| {layout} | {variant} | {scores} | {' | '.join(changes)} | {cost['prefilled_tokens']:.0f} |"
+        )
+    return rows  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", metavar="DIR", type=Path, nargs="+", help="one folder per world")
+    default = measure.ROOT / "benchmarks" / "results" / "linked_answers.json"
+    parser.add_argument("--out", type=Path, default=default, help="result file (%(default)s)")
+    args = parser.parse_args()
+    worlds = {f"world {n + 1}": data.resolve() for n, data in enumerate(args.data)}
+    for data in worlds.values():
+        for layout in LAYOUTS:
+            for variant in VARIANTS:
+                answer(data, layout, variant)
+    sampling = Sampling(SEED)
+    layouts = {layout: gather(worlds, layout, sampling) for layout in LAYOUTS}
+    print(
+        "| layout | `log_kv` | EM | F1 | steps | EM to plain | F1 to plain | steps to plain | tokens computed |"
+    )
+    print(f"|{' --- |' * 9}")
+    print(*(row for layout in LAYOUTS for row in lines(layout, layouts[layout])), sep="\n")
+    write_json(args.out, {"benchmark": "linked_answers", "layouts": layouts, "made_by": measure.made_by()})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
