@@ -19,7 +19,7 @@ def routes(shape: str) -> dict[str, Any]:
 
     from lag import kv
 
-    model = measure.build(shape)
+    model, plain = measure.ours_and_the_librarys(measure.build(shape))
     mover = kv.check_movable(model)
     span = made_up(model, measure.tokens(PREFIX, 1))
     decoder = kv.Decoder(model, mover)
@@ -35,7 +35,7 @@ def routes(shape: str) -> dict[str, Any]:
     @torch.no_grad()
     def grown() -> None:
         for _ in range(STEPS):
-            model(torch.tensor([[7]]), past_key_values=cache, position_ids=torch.tensor([position]))
+            plain(torch.tensor([[7]]), past_key_values=cache, position_ids=torch.tensor([position]))
             position[0] += 1
 
     return {"library's cache": grown, "ours": ours}

@@ -5,6 +5,7 @@ time of one thread, so that other processes count as little as they can.
 """
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -62,6 +63,18 @@ def build(shape: str) -> Any:
     config = getattr(transformers, kind)(**sizes, max_position_embeddings=16384)
     auto = transformers.AutoModelForCausalLM
     return auto.from_config(config, dtype=getattr(torch, dtype)).eval()
+
+
+def ours_and_the_librarys(model: Any) -> tuple[Any, Any]:
+    """A model with this toolkit's attention, and one as the library made it, of the same weights."""
+    from lag.attention import share_keys
+
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    plain = copy.deepcopy(model, shared)
+    for module in plain.modules():
+        vars(module).pop("shares_keys", None)
+    share_keys(model)
+    return model, plain
 
 
 def tokens(count: int, seed: int, vocabulary: int = 40_000) -> tuple[int, ...]:

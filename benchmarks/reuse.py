@@ -24,11 +24,13 @@ def routes(model: Any, length: int, folder: Path) -> dict[str, Any]:
     import torch
 
     from lag import kv
-    from lag.cache import RoomyCache, RoomyLayer
+    from lag.cache import RoomyCache, RoomyLayer, memory_of, with_room
     from lag.spanfile import checksum
     from lag.store import KVStore
 
+    model, plain = measure.ours_and_the_librarys(model)
     mover = kv.check_movable(model)
+    decoder = kv.Decoder(model, mover)  # one for all its prompts, as a run has it
     keep, tail = measure.tokens(length, 1), measure.tokens(QUESTION, 2)
     dtype = str(model.dtype).removeprefix("torch.")
     identity = {"digest": "d", "model": model.config.model_type, "dtype": dtype}
@@ -36,7 +38,7 @@ def routes(model: Any, length: int, folder: Path) -> dict[str, Any]:
     packed = KVStore(folder, identity, "log_kv", lambda pairs: [span], "int8")
     span = store.fetch([((), keep)])[0].span
     packed.fetch([((), keep)])
-    naive.save(folder / "one.pkl", [naive.encode(model, keep)])
+    naive.save(folder / "one.pkl", [naive.encode(plain, keep)])
     tensors = [*span.keys, *span.values]
     block = torch.cat([tensor.flatten() for tensor in tensors])
     buffer = torch.empty_like(block)
@@ -45,20 +47,22 @@ def routes(model: Any, length: int, folder: Path) -> dict[str, Any]:
         return store.fetch([((), keep)])[0].span
 
     def place(found: kv.KVSpan) -> Any:
-        return kv.Decoder(model, mover)._placed([kv.Row((), (found,), tail)], length, length + 100)
+        cache = decoder._placed([kv.Row((), (found,), tail)], length, capacity)
+        decoder.spare = memory_of(cache)
+        return cache
 
     def reuse() -> Any:
-        return kv.Decoder(model, mover).prefill([kv.Row((), (fetch(),), tail)])[0]
+        return decoder.prefill([kv.Row((), (fetch(),), tail)])[0]
 
     def reuse_int8() -> Any:
         found = packed.fetch([((), keep)])[0].span
-        return kv.Decoder(model, mover).prefill([kv.Row((), (found,), tail)])[0]
+        return decoder.prefill([kv.Row((), (found,), tail)])[0]
 
     def full() -> Any:
         return kv.Decoder(model).prefill([kv.Row(tail=keep + tail)])[0]
 
     def naive_route(passes: int) -> Any:
-        return naive.answer(model, naive.load(folder / "one.pkl"), tail, passes)
+        return naive.answer(plain, naive.load(folder / "one.pkl"), tail, passes)
 
     def question() -> Any:
         decoder = kv.Decoder(model, mover)
@@ -67,7 +71,9 @@ def routes(model: Any, length: int, folder: Path) -> dict[str, Any]:
         )
         return decoder.prefill([kv.Row((), (span,), tail)])[0]
 
-    ready, expected = place(span), full()
+    capacity = with_room(length + QUESTION)
+    ready = kv.Decoder(model, mover)._placed([kv.Row((), (span,), tail)], length, capacity)
+    expected = full()
     for found in (reuse(), naive_route(2)):
         worst = (found - expected).abs().max() / expected.abs().max()
         assert worst < CLOSE[dtype], f"a route is off by {worst}"
@@ -81,8 +87,8 @@ def routes(model: Any, length: int, folder: Path) -> dict[str, Any]:
         "load": fetch,
         "place": lambda: place(span),
         "checksums": lambda: [checksum("", tensor) for tensor in tensors],
-        "naive load and place": lambda: naive.place(model, naive.load(folder / "one.pkl")),
-        "naive, one pass": lambda: naive.place(model, naive.load(folder / "one.pkl"), 1),
+        "naive load and place": lambda: naive.place(plain, naive.load(folder / "one.pkl")),
+        "naive, one pass": lambda: naive.place(plain, naive.load(folder / "one.pkl"), 1),
         "copy": lambda: buffer.copy_(block),
     }
 

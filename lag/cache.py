@@ -7,6 +7,7 @@ is generated is written there, instead of copying all that came before.
 Shapes: B batch, T tokens, H key/value heads, D head dim.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -51,7 +52,7 @@ class RoomyLayer(DynamicLayer):
 
     def _show(self, buffers: tuple[Tensor, Tensor], rows: int, width: int, end: int) -> None:
         self.buffers, self.end = buffers, end
-        self.keys, self.values = (buffer[:rows, :, end - width : end] for buffer in buffers)
+        self.keys, self.values = (buffer[:rows].narrow(2, end - width, width) for buffer in buffers)
         self.dtype, self.device = self.keys.dtype, self.keys.device
         self.is_initialized = True  # without it a length of 0 is reported
 
@@ -71,7 +72,7 @@ class RoomyLayer(DynamicLayer):
             self._move(slots, to, with_room(to + more))
         end = self.end + more
         for buffer, states in zip(self.buffers, new, strict=True):
-            buffer[:rows, :, self.end : end] = states
+            buffer[:rows].narrow(2, self.end, more).copy_(states)
         self._show(self.buffers, rows, width + more, end)
         return (self.keys, self.values) if width else new
 
@@ -146,20 +147,52 @@ def buffers_like(
     )
 
 
+def memory_of(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """The memory of a cache that nobody needs any more, per layer.
+
+    Fresh memory costs a page fault every 4 KiB, as much time as filling it. On a GPU torch itself
+    keeps what it had.
+    """
+    layers = [getattr(layer, "buffers", None) for layer in cache.layers]
+    there = all(pair and pair[0].device.type == "cpu" for pair in layers)
+    return layers if there else []
+
+
+def taken(
+    spare: tuple[Tensor, Tensor] | None, states: tuple[Tensor, Tensor], rows: int, capacity: int
+) -> tuple[Tensor, Tensor] | None:
+    """As `buffers_like`, in memory that is spare; None if that is too small, or another kind."""
+    found = []
+    for buffer, state in zip(spare or (), states, strict=True):
+        flat = buffer.new_empty(0).set_(buffer.untyped_storage())
+        shape = (rows, state.shape[-3], capacity, state.shape[-1])
+        if flat.dtype != state.dtype or len(flat) < math.prod(shape):
+            return None
+        found.append(flat[: math.prod(shape)].view(shape))
+    return tuple(found) or None
+
+
 def placed(
-    rows: Sequence[Any], width: int, capacity: int, mover: Mover, heads: dict[tuple, list]
+    rows: Sequence[Any],
+    width: int,
+    capacity: int,
+    mover: Mover,
+    heads: dict[tuple, list],
+    spare: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> RoomyCache:
     """A cache of what the rows kept, their heads and spans, at the right end of `width` tokens.
 
     rows: `kv.Row`, of which at least one has spans or keeps something.
     mover: None where no row has spans.
     heads: per head of the rows its keys and values (H, T, D) per layer.
+    spare: memory per layer that may be overwritten.
     """
     late = any(span.late for row in rows for span in row.placed)
     angles = mover.angles(torch.arange(width)) if mover else []
     layers = []
     for index, (pair, device) in enumerate(likes(rows, mover)):
-        buffers = buffers_like(pair, len(rows), capacity, device)
+        old = taken(spare[index], pair, len(rows), capacity) if spare else None
+        buffers = old or buffers_like(pair, len(rows), capacity, device)
         layer = RoomyLayer.of(buffers, width)
         layer.write = partial(write_rows, rows, index, buffers, width, mover, angles, heads)
         if not late:

@@ -5,6 +5,7 @@ one began with mostly too: the keys and values of that beginning are taken over,
 """
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -232,19 +233,18 @@ class Batch:
 
     def choose(self, logits: Tensor, drafts: Sequence[Draft]) -> None:
         """Append the next token of every draft. logits: (B, V)."""
-        best = logits.argmax(-1, keepdim=True)  # (B, 1)
-        lead = logits.gather(-1, best)[:, 0].float()  # (B,)
-        next_best = logits.scatter(-1, best, float("-inf")).amax(-1).float()  # (B,)
-        largest = lead.maximum(-logits.amin(-1).float())  # (B,)
-        ties = (lead - next_best < NEAR_TIE * largest).tolist()
-        facts = zip(drafts, best[:, 0].tolist(), ties, largest.isfinite().tolist(), strict=True)
-        for row, (draft, token, tie, finite) in enumerate(facts):
-            if not finite:
+        lead, best = logits.max(-1, keepdim=True)  # (B, 1)
+        next_best = logits.scatter(-1, best, float("-inf")).amax(-1, keepdim=True)
+        ends = torch.cat([lead, next_best, logits.amin(-1, keepdim=True)], -1)  # (B, 3)
+        facts = zip(drafts, best[:, 0].tolist(), ends.tolist(), strict=True)
+        for row, (draft, token, (high, second, low)) in enumerate(facts):
+            largest = max(high, -low)
+            if not math.isfinite(largest):
                 error = ValueError("the model's logits are not finite; try --dtype float32")
                 draft.fail(error)
                 continue
             draft.ids.append(draft.choose(logits[row]) if draft.choose else token)
-            draft.near_ties += tie
+            draft.near_ties += high - second < NEAR_TIE * largest
             draft.ended = draft.ids[-1] in self.llm.end_ids or len(draft.ids) >= draft.limit
 
     def _charge(self, drafts: Sequence[Draft], part: str) -> None:

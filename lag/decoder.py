@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from lag.cache import RoomyCache, empty_like, joined, placed, with_room
+from lag.cache import MIN_ROOM, RoomyCache, empty_like, joined, memory_of, placed, with_room
 from lag.gate import UNBOUNDED, fill, holds_plain_kv, max_positions, right_padded, spread, takes
 from lag.linking import link
 from lag.rotary import Mover
@@ -52,6 +52,25 @@ class Started:
         return [found[row] for row in range(len(found))]
 
 
+class Ahead:
+    """Positions and mask of the tokens to come, for rows that stay: made once, not per token."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device):
+        self.width = max(lengths)
+        self.positions = torch.tensor(lengths, device=device)[:, None]
+        self.starts = [self.width - length for length in lengths]
+        self.mask: Tensor | None = None
+
+    def next(self) -> tuple[Tensor, Tensor | None]:
+        """Position (B, 1) of every row's next token, and what it sees, (B, T) bool or None."""
+        positions, self.positions = self.positions, self.positions + 1
+        self.width += 1
+        if any(self.starts) and (self.mask is None or self.mask.shape[1] < self.width):
+            ends = [self.width + MIN_ROOM] * len(self.starts)
+            self.mask = spread(self.starts, ends, ends[0], positions.device)
+        return positions, None if self.mask is None else self.mask[:, : self.width]
+
+
 class Decoder:
     """A batch of sequences in flight.
 
@@ -77,6 +96,8 @@ class Decoder:
             raise ValueError(f"{model.config.model_type} takes no cache; use another model")
         self.cache: DynamicCache | None = None
         self.lengths: list[int] = []
+        self.ahead: Ahead | None = None  # of the rows as they are
+        self.spare: list[tuple[Tensor, Tensor]] = []  # memory of a cache that is gone
 
     @torch.no_grad()
     def prefill(self, rows: Sequence[Row]) -> Tensor:
@@ -85,7 +106,7 @@ class Decoder:
         Raises:
             ValueError: a row is too long or has no tail, or the model cannot take these rows.
         """
-        self.lengths, self.cache = [], None
+        self._give_up()
         logits, started = self.start(rows)
         self._adopt(started)
         return logits
@@ -112,22 +133,28 @@ class Decoder:
         only_new = list(order) == list(range(len(self.lengths), len(lengths)))
         if started and only_new and len(order) == self.slots:
             return self._adopt(started)
-        self.lengths = [lengths[row] for row in order]
-        width = max(self.lengths, default=0)
         if not order:
-            self.cache = None
-            return None
+            return self._give_up()
+        self.lengths, self.ahead = [lengths[row] for row in order], None
+        width = max(self.lengths)
         if self.cache is None:
             self.cache = empty_like(started.caches[0])
         for index, layer in enumerate(self.cache.layers):
             pairs = started.layer(index) if started else ()
             layer.arrange(order, pairs, width, self.slots)
+        self.spare = memory_of(started.caches[-1]) if started else self.spare
         return None
 
     def _adopt(self, started: Started) -> None:
         """Go on with rows that were started, in the memory that they were computed in."""
+        self._give_up()
         order = torch.tensor([i for group in started.groups for i in group]).argsort().tolist()
         self.lengths, self.cache = started.lengths, joined(started.caches, order)
+
+    def _give_up(self) -> None:
+        """Let go of all rows."""
+        self.spare = memory_of(self.cache) if self.cache is not None else self.spare
+        self.lengths, self.cache, self.ahead = [], None, None
 
     def beginning(self, row: int, length: int) -> tuple[tuple[Tensor, Tensor], ...]:
         """Per layer the keys and values (H, T, D) of a row's first tokens, where they lie."""
@@ -152,11 +179,10 @@ class Decoder:
                 f"a sequence has reached the {self.max_length} tokens that this model takes; "
                 "ask for fewer new tokens"
             )
-        device, width = self.model.device, max(self.lengths) + 1
-        positions = torch.tensor(self.lengths, device=device)[:, None]
+        device = self.model.device
+        self.ahead = self.ahead or Ahead(self.lengths, device)
+        positions, mask = self.ahead.next()
         self.lengths = [length + 1 for length in self.lengths]
-        starts = [width - length for length in self.lengths]
-        mask = spread(starts, [width] * len(starts), width, device)
         return self._forward(tokens.to(device)[:, None], self.cache, mask, positions)[:, -1]
 
     def select(self, rows: list[int]) -> None:
@@ -214,11 +240,13 @@ class Decoder:
 
     def _placed(self, rows: Sequence[Row], width: int, capacity: int) -> DynamicCache:
         """A cache of the rows' heads and placed spans, at its right end."""
+        spare, self.spare = self.spare, []
         if not self.plain:
             return DynamicCache(config=self.model.config)
         if not width:
             return RoomyCache()
-        cache = placed(rows, width, capacity, self.mover, _heads(self.model, rows))
+        heads = _heads(self.model, rows)
+        cache = placed(rows, width, capacity, self.mover, heads, spare)
         link(self.model, cache, rows)
         return cache
 

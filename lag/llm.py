@@ -67,6 +67,9 @@ class LLM:
         keeping: Keeping = KEEPING,
         reuse_steps: bool = True,
     ):
+        from lag.attention import share_keys
+
+        share_keys(model)
         self.reuse_steps = reuse_steps
         self.model, self.tokenizer, self.name, self.files = model, tokenizer, name, tuple(files)
         self.chat, self.kv_dtype = Chat(tokenizer, layout, sink), kv_dtype

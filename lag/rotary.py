@@ -30,15 +30,19 @@ class Turn:
     products: torch.dtype = torch.float32
 
     def angles(self, positions: Tensor) -> Angles:
-        """What `rotate` needs to place keys at positions (.., T): (.., 1, T, R/2)."""
+        """What `rotate` needs to place keys at positions (.., T): (.., 1, T, R)."""
         radians = self._radians(positions)
         both = radians.cos() * self.scaling, radians.sin() * self.scaling
-        return tuple(part.to(self.tables).to(self.products) for part in both)
+        return self._for_pairs(*(part.to(self.tables).to(self.products) for part in both))
 
     def angles_back(self, positions: Tensor) -> Angles:
         """What `rotate` needs to undo that, always in float32."""
         radians = self._radians(positions)
-        return radians.cos() / self.scaling, -radians.sin() / self.scaling
+        return self._for_pairs(radians.cos() / self.scaling, -radians.sin() / self.scaling)
+
+    def _for_pairs(self, cos: Tensor, sin: Tensor) -> Angles:
+        """For both of a pair: what it is multiplied by, and what the other is multiplied by."""
+        return tuple(_paired(*one, self.interleaved) for one in ((cos, cos), (-sin, sin)))
 
     def _radians(self, positions: Tensor) -> Tensor:
         positions = positions.to(self.inv_freq.device)
@@ -51,21 +55,23 @@ def rotate(
     """Turn the first R dimensions of keys by cos and sin; what they are scaled by is in these.
 
     keys: (.., H, T, D), any float dtype, which is also the dtype returned; computed in the dtype
-        of cos and sin, (.., 1, T, R/2).
+        of the angles, (.., 1, T, R).
     out: where to write, of the shape of keys; a new tensor if None. Never the keys themselves.
     Source: RoFormer (arXiv 2104.09864); half-split pairing as in GPT-NeoX.
     """
-    cos, sin = angles
-    width = 2 * cos.shape[-1]
+    own, others = angles
+    width = own.shape[-1]
     out = torch.empty_like(keys) if out is None else out
-    a, b = _pairs(keys[..., :width].to(cos.dtype), interleaved)
-    first, second = _pairs(out[..., :width], interleaved)
-    if out.dtype == cos.dtype:  # written where it belongs, without a copy
-        torch.mul(a, cos, out=first).sub_(b * sin)
-        torch.mul(b, cos, out=second).add_(a * sin)
+    rotated = keys[..., :width].to(own.dtype)
+    swapped = torch.empty_like(rotated)
+    a, b = _pairs(rotated, interleaved)
+    factors, into = _pairs(others, interleaved), _pairs(swapped, interleaved)
+    for other, factor, part in zip((b, a), factors, into, strict=True):
+        torch.mul(other, factor, out=part)
+    if out.dtype == own.dtype:  # written where it belongs, without a copy
+        torch.mul(rotated, own, out=out[..., :width]).add_(swapped)
     else:
-        first.copy_((a * cos).sub_(b * sin))
-        second.copy_((b * cos).add_(a * sin))
+        out[..., :width].copy_((rotated * own).add_(swapped))
     if width < keys.shape[-1]:
         out[..., width:] = keys[..., width:]
     return out
@@ -73,6 +79,10 @@ def rotate(
 
 def _pairs(keys: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
     return (keys[..., 0::2], keys[..., 1::2]) if interleaved else keys.chunk(2, -1)
+
+
+def _paired(a: Tensor, b: Tensor, interleaved: bool) -> Tensor:
+    return torch.stack([a, b], -1).flatten(-2) if interleaved else torch.cat([a, b], -1)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -63,3 +63,20 @@ def test_rows_that_stay_keep_their_memory():
     place = layer.keys.data_ptr()
     decoder.advance(logits.argmax(-1)[1:])
     assert decoder.cache.layers[1].keys.data_ptr() == place
+
+
+def test_memory_of_a_batch_that_is_gone_is_used_again():
+    """Longer, shorter, then what does not fit; replies are those of fresh memory, bit for bit."""
+    model, mover = families.movable("llama"), families.mover("llama")
+    decoder, places = kv.Decoder(model, mover), []
+    lengths = [(40, 7), (9, 33), (50,), (3, 3, 3), (700,)]
+    for number, each in enumerate(lengths):
+        logs = [((5, 6), tuple(10 + (i + at) % 80 for at in range(n))) for i, n in enumerate(each)]
+        spans = kv.encode(model, mover, logs)
+        rows = [kv.Row((), (span,), (7, 8 + number)) for span in spans]
+        alone = kv.Decoder(model, mover)
+        for route in ("prefill", "advance"):
+            given = rows if route == "prefill" else torch.tensor([4] * len(rows))
+            assert torch.equal(getattr(decoder, route)(given), getattr(alone, route)(given))
+        places.append(decoder.cache.layers[0].buffers[0].untyped_storage().data_ptr())
+    assert places[0] == places[1] == places[2] == places[3] != places[4]

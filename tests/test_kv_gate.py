@@ -1,12 +1,14 @@
 """The gate tells movable keys from others by what a model does, and says why."""
 
+import math
+
 import families
 import pytest
 import torch
 
 from lag import kv
 from lag.gate import PROBE_OFFSET, PROBE_TOKENS, fill
-from lag.rotary import rotate
+from lag.rotary import Turn, rotate
 
 
 def test_frequencies_cast_to_low_precision_are_refused():
@@ -115,13 +117,14 @@ def test_a_block_placed_elsewhere_equals_the_block_encoded_there(family):
 def test_rotation_by_hand():
     """Two dimensions, a quarter turn: x becomes y, y becomes -x; the rest stays."""
     keys = torch.tensor([[[[1.0, 2.0, 9.0]]]])
-    cos, sin = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
-    turned = rotate(keys, (cos * 3, sin * 3))
-    assert turned.tolist() == [[[[-6.0, 3.0, 9.0]]]]
+    quarter = Turn(torch.tensor([math.pi / 2]), 3.0, False).angles(torch.tensor([1]))
+    turned = rotate(keys, quarter)
+    assert torch.allclose(turned, torch.tensor([-6.0, 3.0, 9.0]), atol=1e-6)
     four = torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]])
-    cos, sin = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2), torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
-    assert rotate(four, (cos, sin), False).tolist() == [[[[-3.0, 2.0, 1.0, 4.0]]]]
-    assert rotate(four, (cos, sin), True).tolist() == [[[[-2.0, 1.0, 3.0, 4.0]]]]
+    for interleaved, expected in ((False, [-3.0, 2.0, 1.0, 4.0]), (True, [-2.0, 1.0, 3.0, 4.0])):
+        turn = Turn(torch.tensor([math.pi / 2, 0.0]), 1.0, interleaved)
+        turned = rotate(four, turn.angles(torch.tensor([1])), interleaved)
+        assert torch.allclose(turned, torch.tensor(expected), atol=1e-6)
 
 
 def test_a_model_shorter_than_the_probe_is_refused():

@@ -1,0 +1,60 @@
+"""Attention on a CPU where heads share their keys: read once for all of them, and never copied.
+
+The library computes such heads one by one when a token is generated, or copies the keys for each
+of them behind a mask. On a GPU its kernels know better, and are left alone.
+
+Shapes: B batch, Q queries, T tokens, H heads, G heads that share keys, D head dim.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+UNKNOWN = ("position_bias", "softcap", "cache")  # what of the library's arguments is not for us
+
+
+def share_keys(model: nn.Module) -> None:
+    """Compute heads that share their keys together in this model; others stay as they are."""
+    AttentionInterface.register("sdpa", attend)
+    for module in model.modules():
+        if getattr(module, "num_key_value_groups", 1) > 1:
+            module.shares_keys = True
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """As `sdpa_attention_forward`: queries (B, H, Q, D), keys (B, H/G, T, D) to (B, Q, H, D)."""
+    if not _ours(module, query, attention_mask, more):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **more
+        )
+    settings = dict(attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
+    if query.shape[2] > 1:
+        found = scaled_dot_product_attention(query, key, value, enable_gqa=True, **settings)
+        return found.transpose(1, 2).contiguous(), None
+    # one query of each of G heads is G queries of one head
+    folded = query.reshape(len(query), key.shape[1], -1, query.shape[-1])
+    found = scaled_dot_product_attention(folded, key, value, **settings)
+    return found.reshape(len(query), 1, query.shape[1], -1), None
+
+
+def _ours(module: nn.Module, query: Tensor, mask: Tensor | None, more: dict[str, Any]) -> bool:
+    if not getattr(module, "shares_keys", False) or query.device != torch.device("cpu"):
+        return False
+    if any(more.get(name) is not None for name in UNKNOWN):
+        return False
+    alike = mask is None or mask.shape[1] == 1  # for all heads
+    return alike and (query.shape[2] == 1 or mask is not None)
