@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from lag.prompts import SYSTEM, Note, Prompt
+from lag.prompts import SYSTEM, Note, Prompt, opening
 
 SYSTEM_MARK, USER_MARK = "SYSTEMxCONTENTxMARK", "USERxCONTENTxMARK"
 DATE = "26 Jul 2024"  # templates that print today's date would change the prompt every day
@@ -210,6 +210,14 @@ class Chat:
         if cut.folds:
             return opening, rest + content + self.skeleton_ids("\n\n")
         return opening + content + self.skeleton_ids(cut.middle), rest
+
+    def opening(self, prompt: Prompt) -> Ids:
+        """What a chat begins with before anything in it depends on what is asked.
+
+        The prompt's own ids may part from it earlier, where its last word goes on otherwise.
+        """
+        system_block, rest = self.blocks(prompt.system)
+        return system_block + rest + self.content_ids(opening(prompt.user))
 
     @property
     def begin(self) -> Ids:

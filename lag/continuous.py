@@ -1,7 +1,8 @@
 """Many prompts in flight at one model: a row that ends makes room at once for the next prompt.
 
 A row does not depend on what else is in flight. What a question's next prompt begins with, its last
-one began with mostly too: the keys and values of that beginning are taken over, not computed again.
+one began with mostly too, and its first one begins with rules like any other's: the keys and values
+of a beginning are taken over, not computed again.
 """
 
 import logging
@@ -19,11 +20,13 @@ from lag.chat import Ids, Pieces
 from lag.decoder import Decoder, Started
 from lag.llm import Reply, kv_pairs
 from lag.prompts import Prompt
-from lag.spans import Kept
+from lag.spans import Kept, Row
 
 log = logging.getLogger(__name__)
 
 NEAR_TIE = 1e-4  # of the largest logit: below this, batched and single runs may differ (rule 7)
+
+OPENINGS = 8  # kept at once; a run has one or two
 
 Item = int | tuple[Ids, Ids]
 
@@ -68,7 +71,7 @@ class Batch:
         """
         slots: rows at once; 1 for a model that keeps more than keys and values. Prompts enter when
             a quarter of them is free: computed together they cost less than one by one.
-        reuse: whether a ticket's next prompt takes over the beginning that it shares with the last.
+        reuse: whether a prompt takes over its beginning: see `LLM`.
         """
         self.llm, self.decoder = llm, Decoder(llm.model, llm.mover, slots)
         self.reuse = reuse and self.decoder.plain
@@ -79,6 +82,7 @@ class Batch:
         self.waiting: deque[Draft] = deque()
         self.rows: list[Draft] = []  # of the decoder; one that ended stays until the next step
         self.mark = 0.0
+        self.openings: dict[tuple[Item, ...], Kept] = {}
 
     def __len__(self) -> int:
         return len(self.waiting) + sum(not draft.ended for draft in self.rows)
@@ -147,7 +151,8 @@ class Batch:
     def _start(self, coming: list[Draft]) -> Started:
         pieces = [self._read(draft) for draft in coming]
         rows, replies = self.llm.place([draft.prompt for draft in coming], pieces)
-        rows = [replace(row, kept=draft.kept) for draft, row in zip(coming, rows, strict=True)]
+        begun = [self._longest(draft) for draft in coming]
+        rows = [replace(row, kept=kept) for kept, row in zip(begun, rows, strict=True)]
         for draft, row, reply in zip(coming, rows, replies, strict=True):
             draft.reply = replace(reply, reused_tokens=row.kept.tokens if row.kept else 0)
         self._charge(coming, "store")
@@ -157,6 +162,26 @@ class Batch:
         for draft in coming:
             draft.kept = None  # it has its own by now
         return started
+
+    def _longest(self, draft: Draft) -> Kept | None:
+        """The longest beginning of a prompt that is there already."""
+        found = [draft.kept, self._opening(draft)] if self.reuse else []
+        return max(filter(None, found), key=lambda kept: kept.length, default=None)
+
+    def _opening(self, draft: Draft) -> Kept | None:
+        """What all prompts like this one begin with; computed alone, so that all find the same."""
+        head = self._read(draft).head
+        logs = logs_among(draft.items)
+        known = head if logs else self.llm.chat.opening(draft.prompt)
+        opening = draft.items[: shared(known, draft.items, len(head) if logs else 0)]
+        if opening and opening not in self.openings:
+            _, started = self.decoder.start([Row(tail=opening)])
+            layers = range(len(started.caches[0].layers))
+            pairs = tuple(started.layer(index)[0] for index in layers)
+            self.openings[opening] = Kept(pairs, tokens=len(opening)).copied()
+            while len(self.openings) > OPENINGS:
+                del self.openings[next(iter(self.openings))]
+        return self.openings[opening] if opening else None
 
     def _read(self, draft: Draft) -> Pieces:
         if draft.pieces is None:

@@ -27,7 +27,8 @@ PARTS = ("store", "prefill", "decode")
 class Reply:
     """What a model said to one prompt, and its cost.
 
-    cached_tokens: came from the store; reused_tokens: were computed for the question's last prompt.
+    cached_tokens: came from the store; reused_tokens: were computed for the question's last prompt,
+        or once for all prompts that begin alike.
     sources: for each note of the prompt how it entered: `text`, `kv` or `encoded`.
     near_ties: greedy choices whose lead over the runner-up was too small to survive a batch.
     seconds: `store` (finding and encoding KV), `prefill` (to the first token) and `decode`.
@@ -48,7 +49,8 @@ class LLM:
     """A model with its tokenizer, chat template and, for KV modes, its store.
 
     room: how many tokens a prompt may have, notes included.
-    reuse_steps: whether a question's next prompt takes over the beginning of its last one.
+    reuse: whether a prompt takes over what it begins with: from the question's last prompt, or
+        from all that begin alike.
     """
 
     def __init__(
@@ -65,12 +67,12 @@ class LLM:
         sink: int = 0,
         recompute: int = 0,
         keeping: Keeping = KEEPING,
-        reuse_steps: bool = True,
+        reuse: bool = True,
     ):
         from lag.attention import share_keys
 
         share_keys(model)
-        self.reuse_steps = reuse_steps
+        self.reuse = reuse
         self.model, self.tokenizer, self.name, self.files = model, tokenizer, name, tuple(files)
         self.chat, self.kv_dtype = Chat(tokenizer, layout, sink), kv_dtype
         self.keeping, self.resident = keeping, Resident(keeping.memory)
@@ -192,7 +194,7 @@ class LLM:
         """A batch that prompts may join at any time: see `continuous`."""
         from lag.continuous import Batch
 
-        return Batch(self, slots, self.reuse_steps)
+        return Batch(self, slots, self.reuse)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
         """Reply to every prompt, all at once."""

@@ -109,6 +109,14 @@ def choice_prompt(question: str, options: Sequence[str], previous: str) -> Promp
     return Prompt("\n\n".join(blocks))
 
 
+def opening(user: str) -> str:
+    """The constant text that a user's turn begins with, whatever is asked; may be empty."""
+    found_in = QA_RULES + "\n\nDocuments:\n\n[1] "
+    headers = STEPS_HEADER, LOGS_HEADER, SHEET_HEADER
+    texts = (found_in, QA_RULES, DIRECT_RULES, CHOICE_RULES, CURATOR_RULES, *headers)
+    return next((text for text in texts if user.startswith(text)), "")
+
+
 def letter(index: int) -> str:
     return chr(ord("A") + index)
 

@@ -54,7 +54,8 @@ class Step:
     """One call of the model: the query before it, what entered its prompt, what it replied.
 
     action: `answer`, `search`, `nothing` (a reply without a tag) or `curate` (a cheatsheet).
-    cached_tokens: of the prompt, placed from stored KV; reused_tokens: left from the step before.
+    cached_tokens: of the prompt, placed from stored KV; reused_tokens: left from the step before, or
+        from the beginning that all prompts share.
     seconds: by part, `retrieve`, `prefill` (to the first token), `decode`, `store`.
     """
 

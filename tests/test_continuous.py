@@ -14,7 +14,7 @@ from lag import react
 from lag.continuous import Batch, items, refilled, shared
 from lag.llm import LLM
 from lag.modes import MODES
-from lag.prompts import Document, Note, Prompt, qa_prompt
+from lag.prompts import QA_RULES, SYSTEM, Document, Note, Prompt, qa_prompt
 from lag.retrieve import Hit
 from lag.tasks import TASKS
 from lag.traces import Log, Question, without_seconds
@@ -23,6 +23,7 @@ QUESTIONS = [Question(f"q{n}", f"Who is {'very ' * n}old?") for n in range(5)]
 DOCUMENTS = {
     id: Document(id, f"T{id}", f"{id} is old. " * (1 + n)) for n, id in enumerate("abcdef")
 }
+RULES = QA_RULES + "\n\nDocuments:\n\n[1] "  # a byte is a token here
 LOGS = {id: Log(id, f"{id}?", (f"first {id}", f"last {id} {id}")) for id in "xyz"}
 
 
@@ -80,13 +81,16 @@ def test_the_number_in_flight_changes_no_row(tmp_path, family, mode):
 @pytest.mark.parametrize("mode", ["base", "log_text", "log_kv"])
 def test_taking_over_changes_nothing_but_what_is_computed(tmp_path, mode, layout):
     model = families.movable("mistral")
-    plain = make_llm(model, tmp_path, mode, layout=layout, reuse_steps=False)
+    plain = make_llm(model, tmp_path, mode, layout=layout, reuse=False)
     rows(plain, mode, 1)  # from now on the store has every log
     without = rows(plain, mode, 3)
     found = rows(make_llm(model, tmp_path, mode, layout=layout), mode, 3)
+    system_block, rest = plain.chat.blocks(SYSTEM)
+    opening = len(system_block) if mode != "base" else len(system_block + rest) + len(RULES)
+    opening *= mode == "base" or layout == "system-first"  # else logs come first
     for id, row in found.items():
         steps = [step.pop("reused_tokens") for step in row["trace"]]
-        assert steps[0] == 0 and sum(steps) == row["cost"].pop("reused_tokens")
+        assert steps[0] == opening and sum(steps) == row["cost"].pop("reused_tokens")
         for step in without[id]["trace"]:
             assert step.pop("reused_tokens") == 0
         assert without[id]["cost"].pop("reused_tokens") == 0
@@ -96,7 +100,10 @@ def test_taking_over_changes_nothing_but_what_is_computed(tmp_path, mode, layout
 @pytest.mark.parametrize("recompute", [0, 3])
 @pytest.mark.parametrize("mode", ["base", "log_kv"])
 def test_the_tokens_that_are_computed_are_those_that_are_said(tmp_path, mode, recompute):
-    """prompt - cached - reused + new is what went through the model; padding needs a batch."""
+    """prompt - cached - reused + new is what went through the model; padding needs a batch.
+
+    What all prompts begin with went through it besides, once and alone.
+    """
     model = families.build("LlamaConfig", {})
     llm = make_llm(model, tmp_path, mode, recompute=recompute, layout="system-first")
     llm.store and rows(llm, mode, 1)
@@ -105,12 +112,14 @@ def test_the_tokens_that_are_computed_are_those_that_are_said(tmp_path, mode, re
         lambda module, args, named, output: computed.append(named["input_ids"].shape[1]),
         with_kwargs=True,
     )
-    costs = [row["cost"] for row in rows(llm, mode, 1).values()]
+    found = rows(llm, mode, 1)
+    assert {row["trace"][0]["reused_tokens"] for row in found.values()} == {computed[0]}
+    costs = [row["cost"] for row in found.values()]
     total = {name: sum(cost[name] for cost in costs) for name in costs[0]}
     said = total["prompt_tokens"] - total["cached_tokens"] - total["reused_tokens"]
     last = total["calls"]  # the last token of a reply is never fed
     assert total["reused_tokens"] > 0
-    assert sum(computed) == said + total["new_tokens"] - last
+    assert sum(computed[1:]) == said + total["new_tokens"] - last
 
 
 def test_base_takes_over_all_documents_before_the_question():
@@ -126,20 +135,33 @@ def test_base_takes_over_all_documents_before_the_question():
     first, second = (llm.chat.encode(prompt).tail for prompt in asked[:2])
     common = next(n for n, (a, b) in enumerate(zip(first, second)) if a != b)
     assert common > len(first) - len("Question: Who?" * 2) - 20  # the chat's closing and the facts
-    assert [reply.reused_tokens for reply in replies[:2]] == [0, common]
+    opening = len(sum(llm.chat.blocks(SYSTEM), ())) + len(RULES)
+    assert [reply.reused_tokens for reply in replies[:2]] == [opening, common]
     assert replies[2].reused_tokens == replies[2].prompt_tokens - 1
     assert batch.step() == [] and batch.decoder.cache is None and len(batch) == 0
 
 
-def test_another_ticket_takes_over_nothing():
-    batch = Batch(make_llm(families.movable("llama"), None), 2)
+def test_another_ticket_takes_over_what_no_question_changes():
+    llm = make_llm(families.movable("llama"), None)
+    batch, system = Batch(llm, 2), len(sum(llm.chat.blocks(SYSTEM), ()))
     for ticket in "abc":
         batch.submit(ticket, Prompt("Who?"))
     replies = {}
     while len(replies) < 3:
         replies |= batch.step()
-    assert {reply.reused_tokens for reply in replies.values()} == {0}
+    assert {reply.reused_tokens for reply in replies.values()} == {system}
     assert len({reply.text for reply in replies.values()}) == 1
+
+
+@pytest.mark.parametrize("user", ["", "Question: Who?", QA_RULES, QA_RULES[:-1] + "!"])
+def test_an_opening_never_takes_a_prompts_last_token(user):
+    """Prompts that end in, or part from, what others begin with."""
+    llm, other = (make_llm(families.movable("llama"), None, reuse=reuse) for reuse in (True, False))
+    prompts = [qa_prompt("Who?", []), Prompt(user), Prompt(user, "Facts:"), Prompt(user)]
+    found, expected = (one.generate(prompts) for one in (llm, other))
+    assert [reply.text for reply in found] == [reply.text for reply in expected]
+    assert all(0 < reply.reused_tokens < reply.prompt_tokens for reply in found)
+    assert not any(reply.reused_tokens for reply in expected)
 
 
 def test_a_row_that_ends_makes_room_at_once():
