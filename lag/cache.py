@@ -85,10 +85,9 @@ class RoomyLayer(DynamicLayer):
     def _move(self, slots: int, end: int, capacity: int) -> None:
         """Copy all rows, so that they end at `end`, to new memory for more of them."""
         old, (rows, _, width, _) = (self.keys, self.values), self.keys.shape
-        buffers = tuple(
-            part.new_zeros(slots, part.shape[1], capacity, part.shape[-1]) for part in old
-        )
+        buffers = buffers_like(old, slots, capacity)
         for buffer, states in zip(buffers, old, strict=True):
+            buffer[:rows, :, : end - width] = 0  # a longer row may join, and show it
             buffer[:rows, :, end - width : end] = states
         self._show(buffers, rows, width, end)
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lag import react
+from lag.cache import MIN_ROOM
 from lag.continuous import Batch, items, refilled, shared
 from lag.llm import LLM
 from lag.modes import MODES
@@ -75,6 +76,29 @@ def test_the_number_in_flight_changes_no_row(tmp_path, family, mode):
     assert alone == two == all_at_once
     assert all(row["status"] == "unanswered" for row in alone.values())
     assert any(row["cost"]["reused_tokens"] for row in alone.values())
+
+
+@pytest.fixture
+def poisoned():
+    """Memory that nobody wrote holds NaN, which zero attention does not silence."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(1000).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("mode", ["base", "log_kv"])
+def test_no_row_reads_memory_that_nobody_wrote(tmp_path, mode, poisoned):
+    """Rows come, grow past their room, move and leave."""
+    settings = dict(layout="system-first", max_new_tokens=MIN_ROOM + 20)
+    model = families.movable("llama3")
+    alone, two, four = (
+        rows(make_llm(model, tmp_path, mode, **settings), mode, size) for size in (1, 2, 4)
+    )
+    for id, row in alone.items():
+        assert row["trace"] and row["status"] == "unanswered"
+        assert [step["reply"] for step in row["trace"]] == [s["reply"] for s in two[id]["trace"]]
+        assert [step["reply"] for step in row["trace"]] == [s["reply"] for s in four[id]["trace"]]
 
 
 @pytest.mark.parametrize("layout", ["paper", "system-first"])
