@@ -17,7 +17,7 @@ from lag.cache import MIN_ROOM, RoomyCache, empty_like, joined, memory_of, place
 from lag.gate import UNBOUNDED, fill, holds_plain_kv, max_positions, right_padded, spread, takes
 from lag.linking import link
 from lag.rotary import Mover
-from lag.spans import TOKENS_PER_FORWARD, Row, batches
+from lag.spans import Row, batches, tokens_per_forward
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -77,7 +77,7 @@ class Decoder:
     After every call each row lies contiguous at the right end of the cache (see `cache`).
     """
 
-    tokens_per_forward = TOKENS_PER_FORWARD
+    tokens_per_forward: int | None = None  # as the device likes it
 
     def __init__(self, model: nn.Module, mover: Mover | None = None, slots: int = 1):
         """
@@ -119,7 +119,8 @@ class Decoder:
             ValueError: as `prefill`.
         """
         self._check(rows)
-        groups = list(batches([len(row.fresh) for row in rows], self.tokens_per_forward))
+        budget = self.tokens_per_forward or tokens_per_forward(self.model)
+        groups = list(batches([len(row.fresh) for row in rows], budget))
         logits, caches = zip(*(self._start([rows[i] for i in group]) for group in groups))
         order = torch.tensor([i for group in groups for i in group]).argsort().tolist()
         return torch.cat(logits)[order], Started([len(row) for row in rows], groups, caches)
@@ -255,7 +256,7 @@ def _heads(model: nn.Module, rows: Sequence[Row]) -> dict[tuple[int, ...], list[
     """Per distinct head its keys and values, (H, T, D), per layer; each is computed once."""
     heads = list(dict.fromkeys(row.before for row in rows if row.before))
     found = {}
-    for group in batches([len(head) for head in heads]):
+    for group in batches([len(head) for head in heads], tokens_per_forward(model)):
         layers = fill(model, [heads[i] for i in group]).layers
         for row, head in enumerate(heads[i] for i in group):
             width = len(head)

@@ -16,7 +16,7 @@ from lag.decoder import Decoder
 from lag.fingerprint import difference, fingerprint
 from lag.gate import check_movable, fill, max_positions
 from lag.rotary import Mover
-from lag.spans import Kept, KVSpan, Row, batches
+from lag.spans import Kept, KVSpan, Row, batches, tokens_per_forward
 
 __all__ = [
     "Decoder",
@@ -53,7 +53,8 @@ def encode(
                 "that this model takes; leave the log out"
             )
     spans: list[KVSpan | None] = [None] * len(pairs)
-    for group in batches([len(after) + len(keep) for after, keep in pairs]):
+    lengths = [len(after) + len(keep) for after, keep in pairs]
+    for group in batches(lengths, tokens_per_forward(model)):
         encoded = _encode([pairs[i] for i in group], model, mover)
         for index, span in zip(group, encoded, strict=True):
             spans[index] = span

@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from lag.cache import RoomyCache, RoomyLayer, buffers_like
 from lag.gate import right_padded, spread
-from lag.spans import batches
+from lag.spans import batches, tokens_per_forward
 
 MASKABLE = ("sdpa", "eager")  # attention that takes any mask
 
@@ -57,7 +57,8 @@ def link(model: nn.Module, cache: RoomyCache, rows: Sequence[Any]) -> None:
     if not waiting:
         return
     if sees_all(model, width):
-        for group in batches([sum(len(one.ids) for one in links) for links in waiting]):
+        lengths = [sum(len(one.ids) for one in links) for links in waiting]
+        for group in batches(lengths, tokens_per_forward(model)):
             _compute_at_once(model, cache, [waiting[i] for i in sorted(group)])
         return
     for layer in cache.layers:

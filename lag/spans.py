@@ -6,9 +6,11 @@ Shapes: T tokens, H key/value heads, D head dim.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
-TOKENS_PER_FORWARD = 16384  # bounds the activations of a prefill, padding included
+# Of a prefill, padding included. On a GPU memory for activations is the bound. A CPU is busy with few
+# tokens; with more it waits for fresh memory, and computes padding.
+ON_CPU, ON_GPU = 1024, 16384
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -108,7 +110,11 @@ class Row:
         return len(self.head) + sum(len(span.ids) for span in self.spans) + len(self.tail)
 
 
-def batches(lengths: Sequence[int], budget: int = TOKENS_PER_FORWARD) -> Iterator[list[int]]:
+def tokens_per_forward(model: nn.Module) -> int:
+    return ON_CPU if model.device.type == "cpu" else ON_GPU
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Indexes grouped so that a group, padded to its longest, stays within the token budget.
 
     Groups are formed from the shortest up, so that little of a group is padding.

@@ -231,4 +231,4 @@ def test_the_next_step_of_a_question_links_what_is_new_to_what_it_kept(
         assert reply.cached_tokens == sum(max(length - recompute, 0) for length in kept)
         reused.append(reply.reused_tokens)
     head = len(llm.chat.encode(PROMPTS[0]).head)
-    assert reused == [0, head + recompute, head + 2 * recompute]
+    assert reused == [head, head + recompute, head + 2 * recompute]
