@@ -10,7 +10,7 @@ neither flag, and its logs keep about 19 tokens each, of which 16 are most.
 import argparse
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from lag.paths import Paths
 from lag.results import Evaluator
 from lag.runs import read_folder
 from lag.scores import Evaluation
-from lag.traces import write_json
+from lag.traces import Question, read_json, write_json
 
 SPLIT, SEED = "test", 1234
 LAYOUTS = ("paper", "system-first")
@@ -60,11 +60,29 @@ def evaluated(data: Path, layout: str, variant: str, sampling: Sampling) -> Eval
     return Evaluator(Catalogue(data), sampling).evaluate(run)
 
 
-def pooled(worlds: list[Evaluation]) -> Evaluation:
+def pooled(worlds: dict[str, Evaluation]) -> Evaluation:
     """One evaluation of the questions of all worlds, whose ids tell these apart."""
-    outcomes = {id: outcome for world in worlds for id, outcome in world.outcomes.items()}
-    assert len(outcomes) == sum(len(world.outcomes) for world in worlds), "worlds share ids"
-    return Evaluation(worlds[0].run, worlds[0].scorer, outcomes)
+    outcomes = {
+        id: replace(outcome, question=of_world(world, outcome.question))
+        for world, evaluation in worlds.items()
+        for id, outcome in evaluation.outcomes.items()
+    }
+    assert len(outcomes) == sum(len(one.outcomes) for one in worlds.values()), "worlds share ids"
+    first = next(iter(worlds.values()))
+    return Evaluation(first.run, first.scorer, outcomes)
+
+
+def of_world(world: str, question: Question) -> Question:
+    """The same words ask for another fact in another world: no cluster spans two of them."""
+    parts = tuple(f"{world}: {part}" for part in question.subquestions)
+    return replace(question, subquestions=parts)
+
+
+def commits(worlds: dict[str, Path]) -> list[str]:
+    """Which commits the answers are of; results may be gathered at a later one."""
+    names = [run_name(layout, variant) for layout in LAYOUTS for variant in VARIANTS]
+    paths = [Paths(data, NAME).manifest(SPLIT, name) for data in worlds.values() for name in names]
+    return sorted({read_json(path)["provenance"]["commit"] for path in paths})
 
 
 def result(run: Evaluation, plain: Evaluation, sampling: Sampling) -> dict[str, Any]:
@@ -86,7 +104,7 @@ def gather(worlds: dict[str, Path], layout: str, sampling: Sampling) -> dict[str
     plain: dict[str, Evaluation] = {}
     for variant in VARIANTS:
         runs = {name: evaluated(data, layout, variant, sampling) for name, data in worlds.items()}
-        runs[EVERY] = pooled([*runs.values()])
+        runs[EVERY] = pooled(runs)
         plain = plain or runs
         found[variant] = {name: result(runs[name], plain[name], sampling) for name in runs}
     return found
@@ -132,8 +150,8 @@ def main() -> None:
     sampling = Sampling(SEED)
     layouts = {layout: gather(worlds, layout, sampling) for layout in LAYOUTS}
     print(*lines(layouts), sep="\n")
-    made = measure.made_by()
-    write_json(args.out, {"benchmark": "linked_answers", "layouts": layouts, "made_by": made})
+    found = {"benchmark": "linked_answers", "layouts": layouts, "answers_of": commits(worlds)}
+    write_json(args.out, {**found, "made_by": measure.made_by()})
 
 
 if __name__ == "__main__":
