@@ -11,7 +11,7 @@ from test_families import FAMILIES, there
 from torch import nn
 
 from lag import kv
-from lag.attention import attend, share_keys
+from lag.attention import UNKNOWN, _ours, attend, share_keys
 
 HEADS, SHARED, TOKENS, DIM = 6, 2, 37, 8
 
@@ -55,9 +55,16 @@ def test_attention_is_that_of_each_head_alone(dtype, most, queries, masked):
 
 
 def test_what_it_does_not_know_goes_to_the_library():
-    states = [torch.randn(1, heads, 1, DIM) for heads in (HEADS, SHARED, SHARED)]
-    with pytest.raises(ValueError, match="softcap"):
-        attend(module(), *states, None, softcap=30.0)
+    query, mask, per_head = (
+        torch.randn(1, HEADS, 1, DIM),
+        torch.ones(1, 1, 1, 4),
+        torch.ones(1, 6, 1, 4),
+    )
+    assert _ours(module(), query, mask, {}) and not _ours(module(False), query, mask, {})
+    assert not _ours(module(), query, per_head, {}) and not _ours(module(), query.mT, None, {})
+    for name in UNKNOWN:
+        assert _ours(module(), query, mask, {name: None})
+        assert not _ours(module(), query, mask, {name: 1.0})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
