@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lag.chat import Ids, Pieces
 from lag.decoder import Decoder, Started
+from lag.gate import UNBOUNDED
 from lag.llm import Reply, kv_pairs
 from lag.prompts import Prompt
 from lag.spans import Kept, Row
@@ -38,7 +39,8 @@ class Draft:
     pieces, items: what its prompt is made of, the latter in order: tokens, and logs placed as KV.
     kept: what the ticket's last row had of it already.
     reply: its cost so far, once the prompt has a row.
-    alone: nothing else may be in flight beside it, because a batch with it has failed.
+    alone: nothing else may be in flight beside it, because a batch with it has failed, or because
+        it is so long that its angles would be everyone's.
     """
 
     ticket: Hashable
@@ -88,7 +90,13 @@ class Batch:
         return len(self.waiting) + sum(not draft.ended for draft in self.rows)
 
     def submit(self, ticket: Hashable, prompt: Prompt) -> None:
-        self.waiting.append(self.llm.draft(ticket, prompt))
+        self.waiting.append(self._draft(ticket, prompt))
+
+    def _draft(self, ticket: Hashable, prompt: Prompt) -> Draft:
+        draft = self.llm.draft(ticket, prompt)
+        if self.llm.even_length < UNBOUNDED:
+            draft.alone = len(self._read(draft)) + draft.limit > self.llm.even_length
+        return draft
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Hashable, Any]]:
@@ -128,12 +136,15 @@ class Batch:
         """Who may enter beside so many rows."""
         if any(draft.alone for draft in self.rows if not draft.ended):
             return []
-        if self.waiting and self.waiting[0].alone:
-            return [] if alive else [self.waiting.popleft()]
         free = max(self.slots - alive, 0)
         if alive and free < self.slots // 4:
             return []
-        return [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+        found: list[Draft] = []
+        while self.waiting and len(found) < free and not (found and found[0].alone):
+            if self.waiting[0].alone and (alive or found):
+                break
+            found.append(self.waiting.popleft())
+        return found
 
     def _started(self, coming: list[Draft]) -> list[tuple[list[Draft], Started]]:
         """Compute prompts up to their first token, together; if that fails, one by one."""
@@ -164,8 +175,9 @@ class Batch:
         return started
 
     def _longest(self, draft: Draft) -> Kept | None:
-        """The longest beginning of a prompt that is there already."""
-        found = [draft.kept, self._opening(draft)] if self.reuse else []
+        """The longest beginning of a prompt that is there already, and fits its angles."""
+        even = len(self._read(draft)) <= self.llm.even_length
+        found = [draft.kept, self._opening(draft)] if self.reuse and even else []
         return max(filter(None, found), key=lambda kept: kept.length, default=None)
 
     def _opening(self, draft: Draft) -> Kept | None:
@@ -250,7 +262,7 @@ class Batch:
             rows[0].fail(error)
             return rows
         log.warning("a batch of %d failed (%s); asking one by one", len(rows), error)
-        again = [self.llm.draft(draft.ticket, draft.prompt) for draft in rows]
+        again = [self._draft(draft.ticket, draft.prompt) for draft in rows]
         for draft, before in zip(again, rows, strict=True):
             draft.alone, draft.seconds = True, before.seconds
         self.waiting.extendleft(reversed(again))

@@ -226,6 +226,16 @@ def _turns(model: nn.Module) -> list[Turn]:
     return list(found.values())
 
 
+def even_length(model: nn.Module) -> int:
+    """Up to how many tokens it makes no difference how long the others of a batch are.
+
+    LongRoPE turns all tokens of a forward otherwise once the longest row is beyond its switch.
+    """
+    kinds = {str(getattr(module, "rope_type", "")) for module in model.modules()}
+    return _fixed_length(model) if any("longrope" in kind for kind in kinds) else UNBOUNDED
+
+
+@torch.no_grad()
 def _fixed_length(model: nn.Module) -> int:
     """The longest sequence with the frequencies of a short one (dynamic NTK, LongRoPE switch)."""
     short = _frequencies_at(model, 0)

@@ -70,8 +70,10 @@ class LLM:
         reuse: bool = True,
     ):
         from lag.attention import share_keys
+        from lag.gate import even_length
 
         share_keys(model)
+        self.even_length = even_length(model)
         self.reuse = reuse
         self.model, self.tokenizer, self.name, self.files = model, tokenizer, name, tuple(files)
         self.chat, self.kv_dtype = Chat(tokenizer, layout, sink), kv_dtype

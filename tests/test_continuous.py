@@ -78,6 +78,33 @@ def test_the_number_in_flight_changes_no_row(tmp_path, family, mode):
     assert any(row["cost"]["reused_tokens"] for row in alone.values())
 
 
+def test_a_switch_of_angles_is_nobody_elses():
+    """LongRoPE turns all of a forward otherwise when one row is long: such a row goes alone.
+
+    The oracle: forwards of each prompt by itself, without a cache.
+    """
+    model = families.movable("phi3 longrope")
+    llm = make_llm(model, None)
+    assert llm.even_length == 1024
+    texts = ["Who is old?", "a" * 1200, "Who is it?", "b" * 1100, "Why?", "c" * 930]
+    prompts = [Prompt(text) for text in texts]
+    lengths = [llm.count(prompt) for prompt in prompts]
+    assert lengths[5] <= 1024 < lengths[5] + 9  # its reply crosses the switch
+    batch, replies = Batch(llm, 4), {}
+    for number, prompt in enumerate(prompts):
+        batch.submit(number, prompt)
+    while len(replies) < len(prompts):
+        replies |= batch.step()
+    for number, prompt in enumerate(prompts[:5]):
+        ids = list(llm.chat.encode(prompt).tail)
+        for _ in range(9):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert replies[number].text == llm.chat.text(ids[-9:])
+    alone = make_llm(model, None, reuse=False).generate(prompts[5:])[0]
+    assert replies[5].text == alone.text
+
+
 @pytest.fixture
 def poisoned():
     """Memory that nobody wrote holds NaN, which zero attention does not silence."""
