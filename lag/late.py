@@ -69,10 +69,13 @@ class Arriving:
     def likes(self) -> list[Layer]:
         """Tensors of the shapes and dtype of the layers, without memory."""
 
-        def like(name: str) -> Tensor:
-            return torch.empty(self.file.shape(name), dtype=self.dtype, device="meta")
+        def like(name: str, shape_of: Callable[[list[int], int], list[int]]) -> Tensor:
+            shape = shape_of(self.file.shape(name), self.length)
+            return torch.empty(shape, dtype=self.dtype, device="meta")
 
-        return [(like(f"k{n}"), like(f"v{n}")) for n in range(len(self.layers))]
+        of_keys, of_values = self.packing.shape_keys, self.packing.shape_values
+        count = range(len(self.layers))
+        return [(like(f"k{n}", of_keys), like(f"v{n}", of_values)) for n in count]
 
 
 class Part(Sequence):

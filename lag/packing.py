@@ -107,11 +107,23 @@ def back_values4(parts: dict[str, Tensor], dtype: torch.dtype, length: int) -> T
     return back4(parts, dtype).flatten(-2)
 
 
+def same_shape(packed: list[int], length: int) -> list[int]:
+    return packed
+
+
+def shape_of_keys4(packed: list[int], length: int) -> list[int]:
+    return [packed[0], length, 2 * packed[-1]]
+
+
+def shape_of_values4(packed: list[int], length: int) -> list[int]:
+    return [*packed[:2], 2 * packed[2] * packed[3]]
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
     """One way to keep a span: from a layer's keys or values (H, T, D) to named tensors, and back.
 
-    shaped: whether the tensor of a layer has the shape of what it packs.
+    shape_keys, shape_values: from the shape of the packed tensor, and T, to what it packs.
     """
 
     name: str
@@ -119,7 +131,8 @@ class Packing:
     values: Callable[[Tensor], dict[str, Tensor]]
     back_keys: Callable[[dict[str, Tensor], torch.dtype, int], Tensor]
     back_values: Callable[[dict[str, Tensor], torch.dtype, int], Tensor]
-    shaped: bool = True
+    shape_keys: Callable[[list[int], int], list[int]] = same_shape
+    shape_values: Callable[[list[int], int], list[int]] = same_shape
 
 
 # fmt: off
@@ -127,7 +140,7 @@ PACKINGS = {packing.name: packing for packing in (
     Packing("auto", plain,  plain,   back,       back),
     Packing("bf16", halved, halved,  back,       back),
     Packing("int8", keys8,  values8, back8,      back8),
-    Packing("int4", keys4,  values4, back_keys4, back_values4, shaped=False),
+    Packing("int4", keys4,  values4, back_keys4, back_values4, shape_of_keys4, shape_of_values4),
 )}
 # fmt: on
 

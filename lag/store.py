@@ -86,7 +86,7 @@ class KVStore:
         self.root = Path(folder) / fingerprint["digest"]
         self.folder = self.root / self.strategy
         self.resident, self.disk = resident or Resident(), disk or DiskBudget(folder)
-        self.reads, self.late = reads, arriving if self.packing.shaped else None
+        self.reads, self.late = reads, arriving
         self.counts = dict.fromkeys(COUNTS, 0)
         self.opened: list[LateSpan] = []
         self.writable = False

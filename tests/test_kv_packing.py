@@ -111,3 +111,14 @@ def test_logits_stay_near_the_oracle(name, most):
     spans = tuple(as_read(span, PACKINGS[name]) for span in kv.encode(model, mover, [log]))
     found = kv.Decoder(model, mover).prefill([kv.Row((), spans, tail)])[0]
     assert 0 < oracle.error(found, oracle.logits(model, (), [log], tail)) < most
+
+
+@pytest.mark.parametrize("packing", PACKINGS.values(), ids=PACKINGS)
+@pytest.mark.parametrize("shape", [(2, 130, 64), (3, 7, 128), (1, 1, 24), (2, 200, 80)])
+def test_the_shape_is_known_before_the_numbers_are(packing, shape):
+    states = torch.randn(shape)
+    for pack_one, shape_of in (
+        (packing.keys, packing.shape_keys),
+        (packing.values, packing.shape_values),
+    ):
+        assert shape_of(list(pack_one(states)[""].shape), shape[1]) == list(shape)

@@ -75,6 +75,9 @@ def test_every_packing_comes_back_the_same(tmp_path, kv_dtype):
     waited = open_store(tmp_path, kv_dtype=kv_dtype, arriving=None).fetch(PAIRS)
     for late, span in zip(store.fetch(PAIRS), waited):
         assert late.source == "kv" and late.num_bytes == span.num_bytes
+        assert isinstance(late.span, LateSpan)
+        shapes = [[(k.shape, v.shape) for k, v in one.span.likes] for one in (late, span)]
+        assert shapes[0] == shapes[1]
         assert test_store.same(late.span, span.span)
 
 
