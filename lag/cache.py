@@ -176,18 +176,19 @@ def placed(
     width: int,
     capacity: int,
     mover: Mover,
+    angles: list,
     heads: dict[tuple, list],
     spare: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> RoomyCache:
     """A cache of what the rows kept, their heads and spans, at the right end of `width` tokens.
 
     rows: `kv.Row`, of which at least one has spans or keeps something.
-    mover: None where no row has spans.
+    mover, angles: what places keys, and where: per layer, from position 0 to at least `width`. None
+        and nothing where no row has spans.
     heads: per head of the rows its keys and values (H, T, D) per layer.
     spare: memory per layer that may be overwritten.
     """
     late = any(span.late for row in rows for span in row.placed)
-    angles = mover.angles(torch.arange(width)) if mover else []
     layers = []
     for index, (pair, device) in enumerate(likes(rows, mover)):
         old = taken(spare[index], pair, len(rows), capacity) if spare else None

@@ -98,6 +98,7 @@ class Decoder:
         self.lengths: list[int] = []
         self.ahead: Ahead | None = None  # of the rows as they are
         self.spare: list[tuple[Tensor, Tensor]] = []  # memory of a cache that is gone
+        self.angles: tuple[int, list] = 0, []  # of so many positions, per layer
 
     @torch.no_grad()
     def prefill(self, rows: Sequence[Row]) -> Tensor:
@@ -247,9 +248,16 @@ class Decoder:
         if not width:
             return RoomyCache()
         heads = _heads(self.model, rows)
-        cache = placed(rows, width, capacity, self.mover, heads, spare)
+        cache = placed(rows, width, capacity, self.mover, self._angles(width), heads, spare)
         link(self.model, cache, rows)
         return cache
+
+    def _angles(self, width: int) -> list:
+        """Per layer what places keys at the positions up to `width`, or some more."""
+        if self.mover and self.angles[0] < width:
+            length = with_room(width)
+            self.angles = length, self.mover.angles(torch.arange(length))
+        return self.angles[1]
 
 
 def _heads(model: nn.Module, rows: Sequence[Row]) -> dict[tuple[int, ...], list[tuple]]:
