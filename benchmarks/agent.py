@@ -192,7 +192,7 @@ def shared_steps(args: argparse.Namespace, data: Path) -> list[Measure]:
         calls = sum(cost["calls"] for cost in costs) / len(questions)
     share = round(prefilled[True] / prefilled[False], 3)
     return [
-        Measure("T2", "prefilled tokens per question, base, with / without shared steps", share, most=0.55),
+        Measure("T2", "prefilled tokens per question, base, with / without what is shared", share, most=0.55),
         Measure("T2", "prefilled tokens per question without", round(prefilled[False], 1)),
         Measure("T2", "steps per question", round(calls, 2)),
     ]  # fmt: skip
