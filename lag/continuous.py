@@ -162,11 +162,11 @@ class Batch:
     def _start(self, coming: list[Draft]) -> Started:
         pieces = [self._read(draft) for draft in coming]
         rows, replies = self.llm.place([draft.prompt for draft in coming], pieces)
+        self._charge(coming, "store")
         begun = [self._longest(draft) for draft in coming]
         rows = [replace(row, kept=kept) for kept, row in zip(begun, rows, strict=True)]
         for draft, row, reply in zip(coming, rows, replies, strict=True):
             draft.reply = replace(reply, reused_tokens=row.kept.tokens if row.kept else 0)
-        self._charge(coming, "store")
         logits, started = self.decoder.start(rows)
         self.choose(logits, coming)
         self._charge(coming, "prefill")
