@@ -221,7 +221,7 @@ def prune_mode(args: argparse.Namespace, mode: Mode, logs: Any, llm: Any) -> dic
 
     store = llm.open_store(Paths(args.data, args.dataset).kv, mode)
     known = Known.of(llm.tokenizer, logs.logs.values())
-    counts = prune(store.root, mode, known)
+    counts = prune(store.root, store.fingerprint, mode, known)
     return {"mode": mode.name, "failed": 0, **counts, "store": str(store.root)}
 
 

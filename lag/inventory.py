@@ -5,13 +5,14 @@ tokenizer, where that is the one that the folder was made with.
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lag.fingerprint import tokenizer_digest
+from lag.fingerprint import LAYOUT_VERSION, difference, tokenizer_digest
 from lag.modes import MODES
 from lag.packing import PACKINGS
 from lag.spanfile import Damaged, read_header, verify
@@ -28,7 +29,8 @@ class Holding:
     """The files of one model, mode and way to keep numbers.
 
     tokens: kept ones. logs: of the log store, that find their KV here; unused: files that none of
-    them uses; both None where the tokenizer is another. orphans: what killed writers of this model
+    them uses; both None where the tokenizer is another. Of an older layout, which nothing reads any
+    more, all are unused. orphans: what killed writers of this model
     left. damaged: unreadable headers, and with checksums read, whatever does not match.
     age, idle: days since the oldest file was written, and since the last use of any.
     """
@@ -90,9 +92,12 @@ def _holding(
     paths = sorted((root / strategy).glob("*.safetensors"))
     states = [path.stat() for path in paths]
     identity = identity_of(fingerprint, strategy)
-    tokens = [num_tokens(path, identity, check) for path in paths]
-    logs = unused = None
-    if known and known.tokenizer == fingerprint.get("tokenizer"):
+    old = is_old(fingerprint)
+    tokens = [] if old else [num_tokens(path, identity, check) for path in paths]
+    logs, unused = (0, len(paths)) if old else (None, None)
+    if old:
+        log.warning("%s is of an older layout, which is not read; --prune deletes it", root)
+    elif known and known.tokenizer == fingerprint.get("tokenizer"):
         keys = [key_of(*pair, strategy, identity["digest"]) for pair in known.pairs(mode, sink)]
         there = {path.stem for path in paths}
         logs, unused = sum(key in there for key in keys), len(there - set(keys))
@@ -137,13 +142,28 @@ def num_tokens(path: Path, identity: dict[str, str], check: bool) -> int | None:
         return None
 
 
-def prune(root: Path, mode: Any, known: Known) -> dict[str, int]:
+def is_old(fingerprint: dict[str, str]) -> bool:
+    return int(fingerprint.get("layout_version", 0)) < LAYOUT_VERSION
+
+
+def folders_of(root: Path, mode: Any) -> list[Path]:
+    return sorted(path for path in root.glob("*") if path.name.split(".")[0] == mode.name)
+
+
+def prune(root: Path, fingerprint: dict[str, str], mode: Any, known: Known) -> dict[str, int]:
     """Delete the files of a model and mode that no log uses, whatever their numbers and sink.
 
+    Files of an older layout go too, if the model that made them differs in nothing else.
     root: the folder of the model. Returns what went, and what is left, in files and bytes.
     """
     counts = {"removed": 0, "files": 0, "bytes": 0}
-    for folder in (path for path in root.glob("*") if path.name.split(".")[0] == mode.name):
+    for made_by in root.parent.glob("*/fingerprint.json"):
+        other = read_json(made_by)
+        if is_old(other) and difference(other, fingerprint) == ["layout_version"]:
+            for folder in folders_of(made_by.parent, mode):
+                counts["removed"] += len(list(folder.glob("*.safetensors")))
+                shutil.rmtree(folder)
+    for folder in folders_of(root, mode):
         pairs = known.pairs(*parts_of(folder.name)[:2])
         used = {key_of(*pair, folder.name, root.name) for pair in pairs}
         for path in sorted(folder.glob("*.safetensors")):

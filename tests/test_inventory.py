@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,23 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_encoded(
     summary = warm(taken)
     assert summary["encoded"] == 1 and summary["evicted"] >= 1
     assert sum(path.stat().st_size for path in paths.kv.rglob("*.safetensors")) <= taken
+
+
+def test_planted_an_older_layout_is_not_damage_and_goes_with_prune(warmed, tiny_folder, capsys):
+    """As a store looks that an earlier release left: nothing reads it, and nothing else is hurt."""
+    (made_by,) = warmed.kv.glob("*/fingerprint.json")
+    old, other = warmed.kv / "0", warmed.kv / "1"
+    for folder, parts in ((old, {}), (other, {"weights": "another"})):
+        shutil.copytree(made_by.parent, folder)
+        fingerprint = json.loads(made_by.read_text()) | {"layout_version": "2"} | parts
+        (folder / "fingerprint.json").write_text(json.dumps(fingerprint))
+    _, summary = stats(capsys, warmed, tiny_folder, "--check")
+    found = [h for h in summary["holdings"] if h["unused"]]
+    assert len(found) == 6 and summary["damaged"] == 0
+    assert {(h["files"], h["unused"], h["logs"], h["tokens"]) for h in found} == {(4, 4, 0, 0)}
+    assert "is of an older layout" in summary["log"] and "is damaged" not in summary["log"]
+    llm = LLM.load(str(tiny_folder), device="cpu", max_new_tokens=8)
+    _, pruned = script.run(capsys, warmed.folder.parent, llm, "--prune")
+    assert (pruned["removed"], pruned["files"]) == (12, 12)
+    left = {path.name: len(list(path.rglob("*.safetensors"))) for path in warmed.kv.iterdir()}
+    assert left["0"] == 0 and left["1"] == 12 == left[made_by.parent.name]
