@@ -96,7 +96,9 @@ def _holding(
     tokens = [] if old else [num_tokens(path, identity, check) for path in paths]
     logs, unused = (0, len(paths)) if old else (None, None)
     if old:
-        log.warning("%s is of an older layout, which is not read; --prune deletes it", root)
+        log.warning(
+            "%s is of an older layout, which is not read; --prune deletes it", root / strategy
+        )
     elif known and known.tokenizer == fingerprint.get("tokenizer"):
         keys = [key_of(*pair, strategy, identity["digest"]) for pair in known.pairs(mode, sink)]
         there = {path.stem for path in paths}
