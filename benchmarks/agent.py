@@ -70,7 +70,7 @@ class NaiveLLM:
     def __init__(self, llm: Any, pickled: Path, places: dict[tuple, tuple[int, int]]):
         """places: for the ids of a log its place in the pickle, and from where it was encoded."""
         self.llm, self.places = llm, places
-        _, self.model = measure.ours_and_the_librarys(llm.model)
+        self.model = measure.the_librarys(llm.model)
         self.caches = naive.load(pickled)
         self.room, self.count, self.num_tokens = llm.room, llm.count, llm.num_tokens
         self.asked: list[tuple[Any, Any]] = []

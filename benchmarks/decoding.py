@@ -19,8 +19,8 @@ def routes(shape: str) -> dict[str, Any]:
 
     from lag import kv
 
-    model, plain = measure.ours_and_the_librarys(measure.build(shape))
-    mover = kv.check_movable(model)
+    model = measure.build(shape)
+    mover, plain = kv.check_movable(model), measure.the_librarys(model)
     span = made_up(model, measure.tokens(PREFIX, 1))
     decoder = kv.Decoder(model, mover)
     decoder.prefill([kv.Row((), (span,), measure.tokens(4, 2))])

@@ -54,27 +54,28 @@ class Measure:
 
 
 def build(shape: str) -> Any:
-    """A model of a shape, with random weights, whose frequencies stay float32."""
+    """A model of a shape, with random weights, whose frequencies stay float32, as `LLM` has it."""
     import torch
     import transformers
+
+    from lag.attention import share_keys
 
     kind, dtype, sizes = SHAPES[shape]
     torch.manual_seed(0)
     config = getattr(transformers, kind)(**sizes, max_position_embeddings=16384)
     auto = transformers.AutoModelForCausalLM
-    return auto.from_config(config, dtype=getattr(torch, dtype)).eval()
+    model = auto.from_config(config, dtype=getattr(torch, dtype)).eval()
+    share_keys(model)
+    return model
 
 
-def ours_and_the_librarys(model: Any) -> tuple[Any, Any]:
-    """A model with this toolkit's attention, and one as the library made it, of the same weights."""
-    from lag.attention import share_keys
-
+def the_librarys(model: Any) -> Any:
+    """The same weights in a model as the library makes it, without this toolkit's attention."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     plain = copy.deepcopy(model, shared)
     for module in plain.modules():
         vars(module).pop("shares_keys", None)
-    share_keys(model)
-    return model, plain
+    return plain
 
 
 def tokens(count: int, seed: int, vocabulary: int = 40_000) -> tuple[int, ...]:

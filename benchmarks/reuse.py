@@ -28,8 +28,7 @@ def routes(model: Any, length: int, folder: Path) -> dict[str, Any]:
     from lag.spanfile import checksum
     from lag.store import KVStore
 
-    model, plain = measure.ours_and_the_librarys(model)
-    mover = kv.check_movable(model)
+    mover, plain = kv.check_movable(model), measure.the_librarys(model)
     decoder = kv.Decoder(model, mover)  # one for all its prompts, as a run has it
     keep, tail = measure.tokens(length, 1), measure.tokens(QUESTION, 2)
     dtype = str(model.dtype).removeprefix("torch.")

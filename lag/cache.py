@@ -158,17 +158,17 @@ def memory_of(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
 
 
 def taken(
-    spare: tuple[Tensor, Tensor] | None, states: tuple[Tensor, Tensor], rows: int, capacity: int
+    spare: tuple[Tensor, Tensor], states: tuple[Tensor, Tensor], rows: int, capacity: int
 ) -> tuple[Tensor, Tensor] | None:
     """As `buffers_like`, in memory that is spare; None if that is too small, or another kind."""
     found = []
-    for buffer, state in zip(spare or (), states, strict=True):
+    for buffer, state in zip(spare, states, strict=True):
         flat = buffer.new_empty(0).set_(buffer.untyped_storage())
         shape = (rows, state.shape[-3], capacity, state.shape[-1])
         if flat.dtype != state.dtype or len(flat) < math.prod(shape):
             return None
         found.append(flat[: math.prod(shape)].view(shape))
-    return tuple(found) or None
+    return tuple(found)
 
 
 def placed(

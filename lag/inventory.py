@@ -30,8 +30,8 @@ class Holding:
 
     tokens: kept ones. logs: of the log store, that find their KV here; unused: files that none of
     them uses; both None where the tokenizer is another. Of an older layout, which nothing reads any
-    more, all are unused. orphans: what killed writers of this model
-    left. damaged: unreadable headers, and with checksums read, whatever does not match.
+    more, all are unused. orphans: what killed writers of this model left. damaged: unreadable
+    headers, and with checksums read, whatever does not match.
     age, idle: days since the oldest file was written, and since the last use of any.
     """
 
