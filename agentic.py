@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from lag import cli
-from lag.controls import CONTROLS
-from lag.evidence import DEFAULT_RETRIEVER, RETRIEVERS
-from lag.harness import Run, Worker, merge_run
+from lag.logs.controls import CONTROLS
 from lag.modes import MODES
-from lag.providers import CONCURRENCY, DEFAULT_PROVIDER, PROVIDERS, TIMEOUT
-from lag.providers import settle as settle_provider
+from lag.retrieval.retrievers import DEFAULT_RETRIEVER, RETRIEVERS
+from lag.runs.merge import merge_run
+from lag.runs.providers import CONCURRENCY, DEFAULT_PROVIDER, PROVIDERS, TIMEOUT
+from lag.runs.providers import settle as settle_provider
+from lag.runs.run import Run
+from lag.runs.worker import Worker
 from lag.solvers import DEFAULT_SOLVER, SOLVERS, settle
 from lag.tasks import TASKS
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from lag import cli
-from lag.convert import Converted, Corpus, convert, load_corpus
-from lag.datafiles import check, file_digest, sampled, split, write_set
-from lag.formats import SUFFIXES, read_rows
-from lag.hub import SOURCES, fetch
+from lag.data.convert import Converted, Corpus, convert, load_corpus
+from lag.data.dataset_files import check, file_digest, sampled, split, write_set
+from lag.data.readers import SUFFIXES, read_rows
+from lag.data.sources import SOURCES, fetch
 from lag.paths import Paths
 from lag.tasks import SPLITS, TASKS
 
-log = logging.getLogger("lag.dataset")
+logger = logging.getLogger("lag.dataset")
 KINDS = ", ".join(SUFFIXES)
 
 
@@ -101,8 +101,8 @@ def draw_world(args: argparse.Namespace) -> tuple[Corpus, Taken]:
     Raises:
         ValueError: flags that say where files are from; there are none.
     """
-    from lag.formats import Passage
-    from lag.world import generate
+    from lag.data.readers import Passage
+    from lag.miniwiki.world import generate
 
     if args.docs or args.hub or args.revision:
         raise ValueError("miniwiki is generated from --seed; leave out --docs, --hub, --revision")
@@ -128,7 +128,7 @@ def check_corpus(args: argparse.Namespace, paths: Paths, made: Converted) -> Non
         ValueError: the folder has a corpus of other data, which would not belong to the new files.
     """
     if made.corpus.num_repeats:
-        log.info("%d repeated documents are kept once", made.corpus.num_repeats)
+        logger.info("%d repeated documents are kept once", made.corpus.num_repeats)
     if made.corpus.documents:
         return
     if paths.docs.exists():
@@ -147,7 +147,7 @@ def converted(args: argparse.Namespace, taken: Taken, corpus: Corpus) -> Convert
         ValueError: a row is wrong, or none is left.
     """
     drawn = sampled(taken.rows, taken.sample, args.seed)
-    log.info("converting %d of %d rows", len(drawn), len(taken.rows))
+    logger.info("converting %d of %d rows", len(drawn), len(taken.rows))
     made = convert(TASKS[args.dataset], drawn, taken.name, corpus, args.seed, args.setting)
     if not made.rows:
         raise ValueError(f"{taken.name} has no answerable question; expected at least one")
@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = Paths(args.data, args.dataset)
     made = check(paths, TASKS[args.dataset]) if args.check else make(args, paths)
     for warning, count in made["warnings"].items():
-        log.warning("warning: %s (%d)", warning, count)
+        logger.warning("warning: %s (%d)", warning, count)
     summary = {"dataset": args.dataset, "folder": str(paths.folder), **made["counts"]}
     cli.print_summary({**summary, "warnings": made["warnings"]})
     return 0

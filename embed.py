@@ -18,7 +18,7 @@ from lag import cli
 from lag.paths import Paths
 from lag.tasks import TASKS, Task, read_documents, read_questions
 
-log = logging.getLogger("lag.embed")
+logger = logging.getLogger("lag.embed")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -75,7 +75,7 @@ class Run:
         self.args, self.embedders = args, {}
 
     def embedder(self, task: Task) -> Any:
-        from lag.retrieve import Embedder
+        from lag.retrieval.embedder import Embedder
 
         args, name = self.args, self.args.embedder or task.embedder
         if name not in self.embedders:
@@ -96,7 +96,7 @@ class Run:
         }
 
     def log_texts(self, paths: Paths, task: Task) -> list[str]:
-        from lag.logs import LogStore
+        from lag.logs.store import LogStore
 
         store = self.args.log_store or paths.log_store
         if not self.args.log_store and not store.exists():
@@ -106,7 +106,7 @@ class Run:
         return [entry.key for entry in LogStore.load(store, questions).logs.values()]
 
     def fill(self, paths: Paths, kind: str, texts: list[str], embedder: Any) -> dict[str, Any]:
-        from lag import vectors
+        from lag.retrieval import vectors
 
         path, start = paths.vectors(kind), time.monotonic()
         encode = with_progress(embedder, kind, f"{paths.dataset} {kind}")
@@ -115,11 +115,11 @@ class Run:
         )
         seconds = round(time.monotonic() - start, 1)
         if made:
-            log.info(
+            logger.info(
                 "%s: %d vectors, %d of them new, %.1f s", path, len(filled.keys), made, seconds
             )
         else:
-            log.info("%s is up to date: %d vectors", path, len(filled.keys))
+            logger.info("%s is up to date: %d vectors", path, len(filled.keys))
         return {"count": len(texts), "embedded": made, "seconds": seconds}
 
 
@@ -129,10 +129,10 @@ def question_texts(paths: Paths, task: Task) -> list[str]:
 
 
 def document_texts(paths: Paths, task: Task) -> list[str]:
-    from lag.retrieve import document_text
+    from lag.retrieval.index import document_text
 
     if not paths.docs.exists():
-        log.info("%s has no documents; only its questions and logs are embedded", paths.dataset)
+        logger.info("%s has no documents; only its questions and logs are embedded", paths.dataset)
         return []
     return [document_text(document) for document in read_documents(paths).values()]
 

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lag import cli
-from lag.metrics import SCORERS
-from lag.paths import Paths
-from lag.runs import (
+from lag.evaluation.find_runs import (
     Run,
     dataset_called,
     files_of_folder,
@@ -22,6 +20,8 @@ from lag.runs import (
     runs_of_dataset,
     runs_of_files,
 )
+from lag.metrics import SCORERS
+from lag.paths import Paths
 from lag.tasks import SPLITS
 
 TABLES = (".csv", ".md", ".tex")
@@ -141,7 +141,7 @@ def name_dataset(run: Run, dataset: str) -> None:
 
 def write_results(results: Sequence[Any], outdir: Path) -> list[str]:
     """One JSON file per run; returns their paths."""
-    from lag.traces import write_json
+    from lag.files import write_json
 
     written = []
     for result in results:
@@ -160,10 +160,10 @@ def summary_of(results: Sequence[Any]) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     cli.set_up_logging(args.verbose)
-    from lag.catalogue import Catalogue
-    from lag.compare import Sampling
-    from lag.results import Evaluator
-    from lag.tables import tables
+    from lag.evaluation.compare import Sampling
+    from lag.evaluation.gold import Catalogue
+    from lag.evaluation.results import Evaluator
+    from lag.evaluation.tables import tables
 
     sampling = Sampling(args.bootstrap_seed, args.bootstrap_samples)
     evaluator = Evaluator(Catalogue(args.data, args.source), sampling, args.scorer)
@@ -178,16 +178,16 @@ def write_files(args: argparse.Namespace, results: Sequence[Any], evaluator: Any
     """Write all that was asked for; returns where it lies."""
     summary: dict[str, Any] = {"written": write_results(results, args.outdir)}
     if args.table:
-        from lag.overview import write_overview
+        from lag.evaluation.overview import write_overview
 
         write_overview(args.table, results)
         summary["table"] = str(args.table)
     if args.figures:
-        from lag.figures import write_figures
+        from lag.evaluation.figures import write_figures
 
         summary["figures"] = write_figures(results, args.figures)
     if args.report:
-        from lag.report import write_report
+        from lag.evaluation.report import write_report
 
         write_report(args.report, results, evaluator, unredacted=args.unredacted)
         summary["report"] = str(args.report)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lag import cli
-from lag.evidence import DEFAULT_RETRIEVER, LOCAL, RETRIEVERS
 from lag.paths import Paths
+from lag.retrieval.retrievers import DEFAULT_RETRIEVER, LOCAL, RETRIEVERS
 from lag.tasks import TASKS, read_documents
 
 
@@ -42,13 +42,13 @@ def make_server(args: argparse.Namespace) -> Any:
     Raises:
         FileNotFoundError, ValueError: the index is not there; tells the command that makes it.
     """
-    from lag.searchserver import Search, SearchServer
+    from lag.retrieval.http_server import Search, SearchServer
 
     paths = Paths(args.data, args.dataset)
     documents = read_documents(paths)
 
     def embedder() -> Any:
-        from lag.retrieve import Embedder
+        from lag.retrieval.embedder import Embedder
 
         device = None if args.device in ("auto", "map") else args.device
         name = args.embedder or TASKS[args.dataset].embedder

@@ -16,16 +16,17 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lag import cli
 from lag.modes import DEFAULT_MODE, MODES, Mode
 from lag.paths import Paths
+from lag.records import Log
 from lag.tasks import TASKS, read_questions
 
-log = logging.getLogger("lag.store_log_kv")
+logger = logging.getLogger("lag.store_log_kv")
 
 KV_MODES = {name: mode for name, mode in MODES.items() if mode.enters == "kv"}
 
@@ -95,19 +96,19 @@ def refuse_contradictions(parser: argparse.ArgumentParser, args: argparse.Namesp
 
 
 def load_logs(args: argparse.Namespace, paths: Paths) -> Any:
-    from lag.logs import LogStore
+    from lag.logs.store import LogStore
 
     train = paths.questions("train")
     questions = read_questions(paths, TASKS[args.dataset], "train") if train.exists() else None
     path = args.log_store or paths.log_store
     logs = LogStore.load(path, questions=questions, limit=args.log_limit or None)
-    log.info("%s: %d logs (%d rows without one)", path, len(logs.logs), logs.skipped)
+    logger.info("%s: %d logs (%d rows without one)", path, len(logs.logs), logs.skipped)
     return logs
 
 
 def load_llm(args: argparse.Namespace) -> Any:
-    from lag.llm import LLM
-    from lag.residency import Keeping
+    from lag.kv_store.budgets import Keeping
+    from lag.model.llm import LLM
 
     trust = args.trust_remote_code
     packed = dict(kv_dtype=args.kv_dtype, sink=args.sink)
@@ -119,9 +120,8 @@ def jobs_of(logs: Any, mode: Mode, llm: Any) -> list[Job]:
     """What to encode, shortest first; logs that agree in every token are one."""
     jobs = {}
     for past in logs.logs.values():
-        after = llm.chat.sink + llm.content_ids(mode.after(past))
-        keep = llm.content_ids(mode.keep(past))
-        jobs.setdefault((after, keep), Job(past.id, after, keep))
+        pair = llm.chat.kv_ids(past, mode)
+        jobs.setdefault(pair, Job(past.id, *pair))
     return sorted(jobs.values(), key=lambda job: job.num_tokens)
 
 
@@ -143,7 +143,7 @@ def check_room(
     kept = sum(len(job.keep) for job in todo)
     size = round(kept * per_token)
     free = shutil.disk_usage(next(p for p in paths.kv.absolute().parents if p.exists())).free
-    log.info(
+    logger.info(
         "%s: %d logs to encode (%d are there), %d tokens, of which %d are kept: "
         "%.2f GB at %.0f bytes per token (%.2f GB free)",
         *(mode.name, len(todo), done, sum(job.num_tokens for job in todo), kept),
@@ -195,7 +195,7 @@ def fill(store: Any, mode: Mode, todo: Sequence[Job], batch_size: int) -> dict[s
             counts["failed" if error else "encoded"] += 1
             counts["tokens"] += 0 if error else job.num_tokens
             if error:
-                log.error("log %s is skipped: %s", job.id, " ".join(str(error).split()))
+                logger.error("log %s is skipped: %s", job.id, " ".join(str(error).split()))
             rate = counts["tokens"] / (time.monotonic() - start)
             progress.update(failed=counts["failed"], tokens_per_second=f"{rate:.0f}")
     progress.close()
@@ -217,17 +217,17 @@ def run_mode(args: argparse.Namespace, mode: Mode, logs: Any, llm: Any) -> dict[
 
 
 def prune_mode(args: argparse.Namespace, mode: Mode, logs: Any, llm: Any) -> dict[str, Any]:
-    from lag.inventory import Known, prune
+    from lag.kv_store.inventory import prune
 
     store = llm.open_store(Paths(args.data, args.dataset).kv, mode)
-    known = Known.of(llm.tokenizer, logs.logs.values())
+    known = told_by(llm.tokenizer, logs.logs.values())
     counts = prune(store.root, store.fingerprint, mode, known)
     return {"mode": mode.name, "failed": 0, **counts, "store": str(store.root)}
 
 
 def compare_mode(args: argparse.Namespace, mode: Mode, logs: Any, llm: Any) -> dict[str, Any]:
     """What each `--kv-dtype` saves and changes, on logs from all over the store."""
-    from lag.fidelity import compare
+    from lag.model.quantization_report import compare
 
     llm.open_store(Paths(args.data, args.dataset).kv, mode)
     known = list(logs.logs.values())
@@ -238,11 +238,11 @@ def compare_mode(args: argparse.Namespace, mode: Mode, logs: Any, llm: Any) -> d
 
 def stats(args: argparse.Namespace) -> int:
     """Print what is there; the exit code is 1 if some of it is damaged."""
-    from lag import inventory
+    from lag.kv_store import inventory
 
     known = known_logs(args, Paths(args.data, args.dataset))
     found = inventory.holdings(Paths(args.data, args.dataset).kv, known, args.check)
-    print(inventory.table(found))
+    print(holdings_table(found))
     total = inventory.total(found) | {"checked": args.check}
     cli.print_summary({**total, "holdings": [asdict(one) for one in found]})
     return int(total["damaged"] > 0)
@@ -250,15 +250,44 @@ def stats(args: argparse.Namespace) -> int:
 
 def known_logs(args: argparse.Namespace, paths: Paths) -> Any:
     """What tells which logs use a file; None, and why, where there is no telling."""
-    from lag.endpoint import load_tokenizer
-    from lag.inventory import Known
+    from lag.model.openai_endpoint import load_tokenizer
 
     try:
         logs = load_logs(args, paths)
-        return Known.of(load_tokenizer(args.model, "--model"), logs.logs.values())
+        return told_by(load_tokenizer(args.model, "--model"), logs.logs.values())
     except (ValueError, FileNotFoundError) as error:
-        log.warning("which logs use these files is not known: %s", error)
+        logger.warning("which logs use these files is not known: %s", error)
         return None
+
+
+def told_by(tokenizer: Any, logs: Iterable[Log]) -> Any:
+    """What tells which of these logs a KV folder holds."""
+    from lag.kv_store.fingerprint import tokenizer_digest
+    from lag.kv_store.inventory import Known
+    from lag.model.chat import Chat
+
+    def pairs(mode: Mode, sink: int) -> Iterator[tuple]:
+        chat = Chat(tokenizer, sink=sink)
+        return (chat.kv_ids(log, mode) for log in logs)
+
+    return Known(tokenizer_digest(tokenizer), pairs)
+
+
+def holdings_table(found: Iterable[Any]) -> str:
+    """For people: one line per folder."""
+    from lag.evaluation.tables import aligned, num_bytes
+
+    def cells(one: Any) -> list[str]:
+        counts = (one.logs, one.unused, one.orphans, one.damaged)
+        shown = ["-" if count is None else str(count) for count in counts]
+        name = f"{one.model} {one.fingerprint[:8]}"
+        mode = one.mode + (f" sink {one.sink}" if one.sink else "")
+        sizes = [str(one.files), num_bytes(one.bytes), str(one.tokens)]
+        return [name, mode, one.kv_dtype, *sizes, *shown, f"{one.age:.1f}", f"{one.idle:.1f}"]
+
+    head = ["model", "mode", "numbers", "files", "size", "tokens"]
+    head += ["logs", "unused", "orphans", "damaged", "days old", "days idle"]
+    return aligned(head, [cells(one) for one in found])
 
 
 def main(argv: Sequence[str] | None = None, llm: Any = None) -> int:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lag import cli
-from lag.recipe import Recipe
+from lag.miniwiki.recipe import Recipe
 
-log = logging.getLogger("lag.train")
+logger = logging.getLogger("lag.train")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -73,7 +73,7 @@ def embedder_weights(recipe: Any, work: Path) -> Any:
     from safetensors.numpy import load_file, save_file
     from tqdm import tqdm
 
-    from lag.wordvectors import train_embedder
+    from lag.miniwiki.embedder import train_embedder
 
     path = work / "embedder.safetensors"
     if path.exists():
@@ -89,7 +89,7 @@ def train_language_model(recipe: Any, weights: Any, work: Path) -> Any:
     """Train to the end, from the last checkpoint if there is one; returns the training."""
     from tqdm import tqdm
 
-    from lag.schooling import Training, encode_lessons, exact_replies, exam_lessons
+    from lag.miniwiki.curriculum import Training, encode_lessons, exact_replies, exam_lessons
 
     training = Training(recipe, weights, work)
     training.resume()
@@ -103,7 +103,7 @@ def train_language_model(recipe: Any, weights: Any, work: Path) -> Any:
             if training.group > group:  # the exam is the loop's own prompts, so 0 until the drills
                 group = training.group
                 exact = exact_replies(training.model, exam)["all"]
-                log.info("group %d: %.3f of the exam's replies are exact", group, exact)
+                logger.info("group %d: %.3f of the exam's replies are exact", group, exact)
     return training
 
 
@@ -111,7 +111,7 @@ def examine(training: Any, weights: Any, work: Path, per_format: int) -> dict[st
     """Count well-formed and exact replies of every format, and print them."""
     import tempfile
 
-    from lag.schooling import check_replies, exam_lessons
+    from lag.miniwiki.curriculum import check_replies, exam_lessons
 
     lessons = exam_lessons(training.recipe, weights, per_format)
     with tempfile.TemporaryDirectory(dir=work) as folder:
@@ -125,15 +125,15 @@ def examine(training: Any, weights: Any, work: Path, per_format: int) -> dict[st
 
 def publish(training: Any, weights: Any, out: Path, results: dict) -> None:
     """Write both models with their cards."""
-    from lag.modelcards import cards
-    from lag.schooling import save_language_model
-    from lag.wordvectors import save_embedder
+    from lag.miniwiki.cards import cards
+    from lag.miniwiki.curriculum import save_language_model
+    from lag.miniwiki.embedder import save_embedder
 
     save_language_model(training.model, out / "model")
     save_embedder(weights, out / "embedder")
     for name, card in cards(training, results).items():
         (out / name / "README.md").write_text(card, encoding="utf-8")
-    log.info("wrote %s and %s", out / "model", out / "embedder")
+    logger.info("wrote %s and %s", out / "model", out / "embedder")
 
 
 if __name__ == "__main__":

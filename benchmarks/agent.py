@@ -47,8 +47,9 @@ def make_world(args: argparse.Namespace, data: Path) -> None:
 def make_agent(args: argparse.Namespace, data: Path, mode: str, llm: Any = None) -> Any:
     """What `agentic.py` makes of its flags, and the questions that it would ask."""
     import agentic
-    from lag.harness import Run, Worker
     from lag.modes import MODES
+    from lag.runs.run import Run
+    from lag.runs.worker import Worker
 
     flags = f"-d {NAME} -m {mode} --split test --limit {args.questions}".split()
     flags += ["--model", args.model, "--embedder", args.embedder, "--data", str(data)]
@@ -59,9 +60,9 @@ def make_agent(args: argparse.Namespace, data: Path, mode: str, llm: Any = None)
 
 
 def answers(agent: Any, questions: list[Any], in_flight: int) -> dict[str, Any]:
-    from lag import react
+    from lag.agent import driver
 
-    return {trace.id: trace for trace in react.run(questions, agent, in_flight)}
+    return {trace.id: trace for trace in driver.run(questions, agent, in_flight)}
 
 
 class NaiveLLM:
@@ -86,7 +87,7 @@ class NaiveLLM:
         return [(ticket, self.reply(prompt)) for ticket, prompt in asked]
 
     def reply(self, prompt: Any) -> Any:
-        from lag.llm import Reply
+        from lag.records import Reply
 
         ids = []
         for logits in self.logits(self.llm.chat.encode(prompt), ids):
@@ -140,8 +141,8 @@ def in_batches(args: argparse.Namespace, data: Path, folder: Path) -> tuple[list
     """T1 and T5: the same questions one at a time, many in flight, and the naive way."""
     from dataclasses import replace
 
+    from lag.kv_store.budgets import Resident
     from lag.paths import Paths
-    from lag.residency import Resident
 
     agent, questions = make_agent(args, data, "log_kv")
     places = pickled(agent, folder / "logs.pkl")

@@ -17,13 +17,14 @@ def routes(shape: str) -> dict[str, Any]:
     import torch
     from transformers import DynamicCache
 
-    from lag import kv
+    from lag.kv import sequence, support
+    from lag.model.decoder import Decoder
 
     model = measure.build(shape)
-    mover, plain = kv.check_movable(model), measure.the_librarys(model)
+    mover, plain = support.check_movable(model), measure.the_librarys(model)
     span = made_up(model, measure.tokens(PREFIX, 1))
-    decoder = kv.Decoder(model, mover)
-    decoder.prefill([kv.Row((), (span,), measure.tokens(4, 2))])
+    decoder = Decoder(model, mover)
+    decoder.prefill([sequence.Row((), (span,), measure.tokens(4, 2))])
     cache, position = DynamicCache(), [PREFIX]
     for index, pair in enumerate(zip(span.keys, span.values, strict=True)):
         cache.update(pair[0][None].clone(), pair[1][None].clone(), index)
@@ -45,13 +46,13 @@ def made_up(model: Any, ids: tuple[int, ...]) -> Any:
     """A span of random numbers: decoding takes as long, and encoding it would take minutes."""
     import torch
 
-    from lag import kv
+    from lag.kv.span import KVSpan
 
     config = model.config
     dim = config.hidden_size // config.num_attention_heads
     shape = (config.num_hidden_layers, config.num_key_value_heads, len(ids), dim)
     keys, values = (torch.randn(shape).to(model.dtype).unbind() for _ in range(2))
-    return kv.KVSpan(ids, keys, values)
+    return KVSpan(ids, keys, values)
 
 
 def main() -> None:

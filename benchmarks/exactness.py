@@ -50,14 +50,15 @@ def relative(found: Any, expected: Any) -> float:
 
 def against_own_encoding() -> list[Measure]:
     """A log at the front, nothing hidden: plain text says what must come out."""
-    from lag import kv
+    from lag.kv import encode, sequence, support
+    from lag.model.decoder import Decoder
 
     model = build("float32")
-    mover = kv.check_movable(model)
+    mover = support.check_movable(model)
     keep, tail = measure.tokens(512, 1, 30_000), measure.tokens(32, 2, 30_000)
-    moved, plain = kv.Decoder(model, mover), kv.Decoder(model)
-    a = moved.prefill([kv.Row((), tuple(kv.encode(model, mover, [((), keep)])), tail)])
-    b = plain.prefill([kv.Row(tail=keep + tail)])
+    moved, plain = Decoder(model, mover), Decoder(model)
+    a = moved.prefill([sequence.Row((), tuple(encode.encode(model, mover, [((), keep)])), tail)])
+    b = plain.prefill([sequence.Row(tail=keep + tail)])
     worst, same = relative(a, b), 0
     for _ in range(32):
         same += int(a.argmax() == b.argmax())
@@ -73,12 +74,12 @@ def first_layer() -> list[Measure]:
     """Keys placed at an offset against keys that the model computes there."""
     import torch
 
-    from lag import kv
-    from lag.gate import fill
+    from lag.kv import encode, support
+    from lag.kv.forward import fill
 
     model = build("bfloat16")
-    mover, keep = kv.check_movable(model), measure.tokens(256, 3, 30_000)
-    span = kv.encode(model, mover, [((), keep)])[0]
+    mover, keep = support.check_movable(model), measure.tokens(256, 3, 30_000)
+    span = encode.encode(model, mover, [((), keep)])[0]
     found = []
     for offset in OFFSETS:
         expected = fill(model, [keep], offset).layers[0].keys
@@ -96,21 +97,22 @@ def first_layer() -> list[Measure]:
 def batch_of_four(repeats: int) -> tuple[list[Measure], dict[str, list[float]]]:
     import torch
 
-    from lag import kv
-    from lag.store import KVStore
+    from lag.kv import encode, sequence, support
+    from lag.kv_store.store import KVStore
+    from lag.model.decoder import Decoder
 
     model = measure.build("135M float32")
-    mover = kv.check_movable(model)
+    mover = support.check_movable(model)
     pairs = [((), measure.tokens(n, n)) for n in (40, 220, 90, 150)]
     tails = [measure.tokens(n, n) for n in (24, 40, 33, 28)]
     with tempfile.TemporaryDirectory() as folder:
         identity = {"digest": "d", "model": "llama", "dtype": "float32"}
-        store = KVStore(Path(folder), identity, "log_kv", lambda p: kv.encode(model, mover, p))
+        store = KVStore(Path(folder), identity, "log_kv", lambda p: encode.encode(model, mover, p))
         spans = [one.span for one in store.fetch(pairs)]
-    rows = [kv.Row((), (span,), tail) for span, tail in zip(spans, tails, strict=True)]
+    rows = [sequence.Row((), (span,), tail) for span, tail in zip(spans, tails, strict=True)]
 
     def generate(batch: list[Any]) -> Any:
-        decoder = kv.Decoder(model, mover)
+        decoder = Decoder(model, mover)
         logits = [decoder.prefill(batch)]
         for _ in range(15):
             logits.append(decoder.advance(logits[-1].argmax(-1)))

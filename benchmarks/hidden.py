@@ -21,13 +21,13 @@ from measure import Measure
 
 from lag import prompts
 from lag.actions import parse
-from lag.drills import log_of
-from lag.llm import LLM
+from lag.miniwiki.drills import log_of
+from lag.miniwiki.world import RELATIONS, Chain, World, generate, keys_of
+from lag.model.llm import LLM
 from lag.modes import MODES, last_response
-from lag.prompts import Document, Note, Prompt
+from lag.prompts import Note, Prompt
+from lag.records import Document, Log
 from lag.tasks import TASKS
-from lag.traces import Log
-from lag.world import RELATIONS, Chain, World, generate, keys_of
 
 SEED = 2101  # a world that nothing else is measured on
 NUM_LOGS = 3

@@ -17,13 +17,14 @@ from typing import Any
 import measure  # first: it finds the toolkit
 from worlds import NAME, difference
 
-from lag.catalogue import Catalogue
-from lag.compare import Sampling, compare, intervals
+from lag.evaluation.compare import Sampling, compare, intervals
+from lag.evaluation.find_runs import read_folder
+from lag.evaluation.gold import Catalogue
+from lag.evaluation.results import Evaluator
+from lag.evaluation.scores import Evaluation
+from lag.files import read_json, write_json
 from lag.paths import Paths
-from lag.results import Evaluator
-from lag.runs import read_folder
-from lag.scores import Evaluation
-from lag.traces import Question, read_json, write_json
+from lag.records import Question
 
 SPLIT, SEED = "test", 1234
 LAYOUTS = ("paper", "system-first")

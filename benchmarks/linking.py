@@ -22,29 +22,31 @@ CLOSE = {"float32": 1e-4, "bfloat16": 0.1}
 
 def routes(model: Any, batch: int) -> dict[str, Any]:
     """Every way to the first token of a batch."""
-    from lag import kv
+    from lag.kv import encode, sequence, support
+    from lag.model import decoder
 
-    mover = kv.check_movable(model)
+    mover = support.check_movable(model)
     head, tail = measure.tokens(SINK, 8), measure.tokens(QUESTION, 9)
     more = tail + measure.tokens(LOGS * AGAIN, 7)
     logs = [measure.tokens(LENGTH, seed) for seed in range(LOGS)]
-    spans = tuple(kv.encode(model, mover, [((), log) for log in logs]))
-    sunk = tuple(kv.encode(model, mover, [(head, log) for log in logs]))
+    spans = tuple(encode.encode(model, mover, [((), log) for log in logs]))
+    sunk = tuple(encode.encode(model, mover, [(head, log) for log in logs]))
     text = sum(logs, ()) + tail
 
-    def prefill(row: kv.Row) -> Any:
-        return kv.Decoder(model, mover).prefill([row] * batch)
+    def prefill(row: sequence.Row) -> Any:
+        return decoder.Decoder(model, mover).prefill([row] * batch)
 
     rows = {
-        "full prefill": kv.Row(tail=text),
-        "reuse": kv.Row((), spans, tail),
-        f"reuse, recompute {AGAIN}": kv.Row((), spans, tail, recompute=AGAIN),
-        f"reuse, {LOGS * AGAIN} tokens more": kv.Row((), spans, more),
-        f"reuse, sink {SINK}": kv.Row(head, sunk, tail),
-        f"reuse, sink {SINK}, recompute {AGAIN}": kv.Row(head, sunk, tail, recompute=AGAIN),
+        "full prefill": sequence.Row(tail=text),
+        "reuse": sequence.Row((), spans, tail),
+        f"reuse, recompute {AGAIN}": sequence.Row((), spans, tail, recompute=AGAIN),
+        f"reuse, {LOGS * AGAIN} tokens more": sequence.Row((), spans, more),
+        f"reuse, sink {SINK}": sequence.Row(head, sunk, tail),
+        f"reuse, sink {SINK}, recompute {AGAIN}": sequence.Row(head, sunk, tail, recompute=AGAIN),
     }
     expected, found = (
-        prefill(row) for row in (rows["full prefill"], kv.Row((), spans, tail, recompute=LENGTH))
+        prefill(row)
+        for row in (rows["full prefill"], sequence.Row((), spans, tail, recompute=LENGTH))
     )
     worst = (found - expected).abs().max() / expected.abs().max()
     dtype = str(model.dtype).removeprefix("torch.")

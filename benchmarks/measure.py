@@ -58,7 +58,7 @@ def build(shape: str) -> Any:
     import torch
     import transformers
 
-    from lag.attention import share_keys
+    from lag.model.gqa_cpu import share_keys
 
     kind, dtype, sizes = SHAPES[shape]
     torch.manual_seed(0)
@@ -141,7 +141,7 @@ def made_by() -> dict[str, Any]:
     """Machine, versions, commit and date."""
     import torch
 
-    from lag.manifest import commit_of, now, versions
+    from lag.runs.manifest import commit_of, now, versions
 
     model = [line for line in _cpuinfo() if line.startswith("model name")]
     return {

@@ -23,17 +23,19 @@ def routes(model: Any, length: int, folder: Path) -> dict[str, Any]:
     """Every way to the first token after a log, and the parts of ours."""
     import torch
 
-    from lag import kv
-    from lag.cache import RoomyCache, RoomyLayer, memory_of, with_room
-    from lag.spanfile import checksum
-    from lag.store import KVStore
+    from lag.kv import encode, sequence, support
+    from lag.kv.cache import RoomyCache, RoomyLayer, memory_of, with_room
+    from lag.kv.span import KVSpan
+    from lag.kv_store.span_file import checksum
+    from lag.kv_store.store import KVStore
+    from lag.model.decoder import Decoder
 
-    mover, plain = kv.check_movable(model), measure.the_librarys(model)
-    decoder = kv.Decoder(model, mover)  # one for all its prompts, as a run has it
+    mover, plain = support.check_movable(model), measure.the_librarys(model)
+    decoder = Decoder(model, mover)  # one for all its prompts, as a run has it
     keep, tail = measure.tokens(length, 1), measure.tokens(QUESTION, 2)
     dtype = str(model.dtype).removeprefix("torch.")
     identity = {"digest": "d", "model": model.config.model_type, "dtype": dtype}
-    store = KVStore(folder, identity, "log_kv", lambda pairs: kv.encode(model, mover, pairs))
+    store = KVStore(folder, identity, "log_kv", lambda pairs: encode.encode(model, mover, pairs))
     packed = KVStore(folder, identity, "log_kv", lambda pairs: [span], "int8")
     span = store.fetch([((), keep)])[0].span
     packed.fetch([((), keep)])
@@ -42,36 +44,36 @@ def routes(model: Any, length: int, folder: Path) -> dict[str, Any]:
     block = torch.cat([tensor.flatten() for tensor in tensors])
     buffer = torch.empty_like(block)
 
-    def fetch() -> kv.KVSpan:
+    def fetch() -> KVSpan:
         return store.fetch([((), keep)])[0].span
 
-    def place(found: kv.KVSpan) -> Any:
-        cache = decoder._placed([kv.Row((), (found,), tail)], length, capacity)
+    def place(found: KVSpan) -> Any:
+        cache = decoder._placed([sequence.Row((), (found,), tail)], length, capacity)
         decoder.spare = memory_of(cache)
         return cache
 
     def reuse() -> Any:
-        return decoder.prefill([kv.Row((), (fetch(),), tail)])[0]
+        return decoder.prefill([sequence.Row((), (fetch(),), tail)])[0]
 
     def reuse_int8() -> Any:
         found = packed.fetch([((), keep)])[0].span
-        return decoder.prefill([kv.Row((), (found,), tail)])[0]
+        return decoder.prefill([sequence.Row((), (found,), tail)])[0]
 
     def full() -> Any:
-        return kv.Decoder(model).prefill([kv.Row(tail=keep + tail)])[0]
+        return Decoder(model).prefill([sequence.Row(tail=keep + tail)])[0]
 
     def naive_route(passes: int) -> Any:
         return naive.answer(plain, naive.load(folder / "one.pkl"), tail, passes)
 
     def question() -> Any:
-        decoder = kv.Decoder(model, mover)
+        decoder = Decoder(model, mover)
         decoder._placed = lambda *_: RoomyCache(
             [RoomyLayer.of(layer.buffers, length) for layer in ready.layers]
         )
-        return decoder.prefill([kv.Row((), (span,), tail)])[0]
+        return decoder.prefill([sequence.Row((), (span,), tail)])[0]
 
     capacity = with_room(length + QUESTION)
-    ready = kv.Decoder(model, mover)._placed([kv.Row((), (span,), tail)], length, capacity)
+    ready = Decoder(model, mover)._placed([sequence.Row((), (span,), tail)], length, capacity)
     expected = full()
     for found in (reuse(), naive_route(2)):
         worst = (found - expected).abs().max() / expected.abs().max()

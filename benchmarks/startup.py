@@ -54,8 +54,8 @@ def make_data(root: Path, embedder: Path, count: int) -> None:
     """One question, three documents, and the log store."""
     import small
 
+    from lag.files import write_json
     from lag.paths import Paths
-    from lag.traces import write_json
 
     paths = Paths(root, "wikihop")
     question = {"id": "q", "question": row(0)["question"], "answer": CITIES[0]}
@@ -71,10 +71,10 @@ def store_all(root: Path, model: Path) -> int:
     import torch
 
     import store_log_kv
-    from lag.llm import LLM
+    from lag.kv.span import KVSpan
+    from lag.model.llm import LLM
     from lag.modes import MODES
     from lag.paths import Paths
-    from lag.spans import KVSpan
 
     llm, paths = LLM.load(str(model), device="cpu"), Paths(root, "wikihop")
     store = llm.open_store(paths.kv, MODES["log_kv"])

@@ -22,18 +22,18 @@ def made_up(pairs: Any) -> list[Any]:
     """Spans of the 135M shape that follow from their tokens, without a model."""
     import torch
 
-    from lag import kv
+    from lag.kv.span import KVSpan
 
     found = []
     for _, keep in pairs:
         generator = torch.Generator().manual_seed(sum(keep))
         layers = torch.randn(2, 30, 3, len(keep), 64, generator=generator)
-        found.append(kv.KVSpan(tuple(keep), *(part.unbind() for part in layers)))
+        found.append(KVSpan(tuple(keep), *(part.unbind() for part in layers)))
     return found
 
 
 def opening(folder: Path, repeats: int) -> dict[str, list[float]]:
-    from lag.store import KVStore
+    from lag.kv_store.store import KVStore
 
     first = ((), measure.tokens(LENGTH, 1))
 
@@ -73,8 +73,8 @@ def share_that_survives(folder: Path) -> float:
     """Percent of tensors that come back with the same bytes."""
     import torch
 
-    from lag import kv
-    from lag.store import KVStore
+    from lag.kv.span import KVSpan
+    from lag.kv_store.store import KVStore
 
     same = []
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -83,7 +83,7 @@ def share_that_survives(folder: Path) -> float:
             keep = measure.tokens(5 + 9 * n, n)
             made = made_up([((), keep)])[0]
             cast = [tuple(t.to(dtype) for t in part) for part in (made.keys, made.values)]
-            store.publish((), keep, span := kv.KVSpan(keep, *cast))
+            store.publish((), keep, span := KVSpan(keep, *cast))
             back = store.fetch([((), keep)])[0].span
             pairs = zip(span.keys + span.values, back.keys + back.values, strict=True)
             same += [a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs]
@@ -94,12 +94,12 @@ def sizes(folder: Path) -> list[Measure]:
     """Files of 128 tokens of the 0.5B shape, against the same in bfloat16, headers included."""
     import torch
 
-    from lag import kv
-    from lag.store import KVStore
+    from lag.kv.span import KVSpan
+    from lag.kv_store.store import KVStore
 
     keep = measure.tokens(128, 1)
     parts = torch.randn(2, 24, 2, len(keep), 64).bfloat16()
-    span, found = kv.KVSpan(keep, *(part.unbind() for part in parts)), {}
+    span, found = KVSpan(keep, *(part.unbind() for part in parts)), {}
     for name in ("auto", "int8", "int4"):
         store = KVStore(folder / "sizes", IDENTITY, "log_kv", made_up, name)
         store.publish((), keep, span)

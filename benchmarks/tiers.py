@@ -24,7 +24,7 @@ def made_up(model: Any, keep: tuple[int, ...]) -> Any:
     """A span of the model's shape: random numbers, since nothing here depends on them."""
     import torch
 
-    from lag.spans import KVSpan
+    from lag.kv.span import KVSpan
 
     config = model.config
     dim = config.hidden_size // config.num_attention_heads
@@ -35,12 +35,13 @@ def made_up(model: Any, keep: tuple[int, ...]) -> Any:
 
 def cold(folder: Path, repeats: int) -> tuple[list[Measure], dict[str, list[float]]]:
     """bfloat16 and int8 from files that the page cache has forgotten."""
-    from lag import kv
-    from lag.costs import drop_from_memory
-    from lag.store import KVStore
+    from lag.kv import sequence, support
+    from lag.kv_store.read_or_encode import drop_from_memory
+    from lag.kv_store.store import KVStore
+    from lag.model import decoder
 
     model = measure.build("0.5B bfloat16")
-    mover = kv.check_movable(model)
+    mover = support.check_movable(model)
     keep, tail = measure.tokens(2048, 1), measure.tokens(QUESTION, 2)
     span, stores = made_up(model, keep), {}
     for name in ("auto", "int8"):
@@ -51,7 +52,7 @@ def cold(folder: Path, repeats: int) -> tuple[list[Measure], dict[str, list[floa
         return stores[name].fetch([((), keep)])[0].span
 
     def reuse(name: str) -> None:
-        kv.Decoder(model, mover).prefill([kv.Row((), (load(name),), tail)])
+        decoder.Decoder(model, mover).prefill([sequence.Row((), (load(name),), tail)])
 
     found: dict[str, list[float]] = {}
     for turn in range(repeats + 1):
@@ -77,9 +78,11 @@ def late(folder: Path, repeats: int) -> tuple[list[Measure], dict[str, list[floa
     """A tier that sleeps over every layer, as long in all as the question takes."""
     import torch
 
-    from lag import kv
-    from lag.late import Arriving
-    from lag.store import KVStore
+    from lag.kv import sequence, support
+    from lag.kv.span import KVSpan
+    from lag.kv_store.prefetch import Arriving
+    from lag.kv_store.store import KVStore
+    from lag.model import decoder
 
     class Slow(Arriving):
         def read(self, index: int) -> None:
@@ -87,7 +90,7 @@ def late(folder: Path, repeats: int) -> tuple[list[Measure], dict[str, list[floa
             super().read(index)
 
     model = measure.build("135M float32")
-    mover = kv.check_movable(model)
+    mover = support.check_movable(model)
     keep, tail, pause = measure.tokens(512, 1), measure.tokens(QUESTION, 2), [0.0]
     span = made_up(model, keep)
     store = KVStore(folder, IDENTITY, "log_kv", lambda pairs: [span], arriving=Slow)
@@ -95,10 +98,10 @@ def late(folder: Path, repeats: int) -> tuple[list[Measure], dict[str, list[floa
 
     def fetched(whole: bool) -> Any:
         found = store.fetch([((), keep)])[0].span
-        return kv.KVSpan(keep, tuple(found.keys), tuple(found.values)) if whole else found
+        return KVSpan(keep, tuple(found.keys), tuple(found.values)) if whole else found
 
     def first(found: Any) -> Any:
-        return kv.Decoder(model, mover).prefill([kv.Row((), (found,), tail)])
+        return decoder.Decoder(model, mover).prefill([sequence.Row((), (found,), tail)])
 
     assert torch.equal(first(fetched(whole=True)), first(fetched(whole=False)))
     ready = fetched(whole=True)

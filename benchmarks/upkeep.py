@@ -43,7 +43,7 @@ def generations(folder: Path) -> tuple[bool, float]:
     """Whether the store is what it was, and the growth of this process in percent."""
     import tiny
 
-    from lag.llm import LLM
+    from lag.model.llm import LLM
     from lag.modes import MODES
     from lag.prompts import Note, Prompt
 
@@ -72,13 +72,14 @@ def filling(folder: Path) -> dict[str, Any]:
     import torch
 
     import store_log_kv
-    from lag import kv
-    from lag.gate import right_padded
+    from lag.kv import encode as encode_module
+    from lag.kv import support
+    from lag.kv.forward import right_padded
+    from lag.kv_store.store import KVStore
     from lag.modes import MODES
-    from lag.store import KVStore
 
     model = measure.build("135M float32")
-    mover = kv.check_movable(model)
+    mover = support.check_movable(model)
     jobs = []
     for n in range(LOGS):
         ids = measure.tokens(100 + 4 * n, n)
@@ -88,7 +89,7 @@ def filling(folder: Path) -> dict[str, Any]:
 
     def fill() -> None:
         identity = {"digest": f"d{next(turn)}", "model": "llama", "dtype": "float32"}
-        encode = lambda pairs: kv.encode(model, mover, pairs)  # noqa: E731
+        encode = lambda pairs: encode_module.encode(model, mover, pairs)  # noqa: E731
         store = KVStore(folder, identity, "log_kv", encode)
         counts = store_log_kv.fill(store, MODES["log_kv"], jobs, BATCH)
         assert counts["encoded"] == LOGS

@@ -13,8 +13,8 @@ from typing import Any
 
 import measure  # first: it finds the toolkit
 
+from lag.files import read_json, write_json
 from lag.modes import MODES
-from lag.traces import read_json, write_json
 
 NAME = "miniwiki"
 CONTROL = "log_kv_random"

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lag.modes import DEFAULT_MODE, MODES
-from lag.residency import SOURCES
 from lag.tasks import TASKS
 
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
@@ -77,6 +76,7 @@ def size(text: str) -> int:
 
 SPLITS = {"train": "seen", "test": "unseen"}
 
+
 # One row per flag that several scripts read; a script names the rows that it reads.
 # fmt: off
 FLAGS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
@@ -104,7 +104,7 @@ FLAGS: dict[str, tuple[list[str], str, dict[str, Any]]] = {
     "sink": (["--sink"], "encode every log behind the first N tokens of a chat, which stand once in front of a prompt's logs (KV modes)",
              dict(metavar="N", type=at_least(0), default=0)),
     "kv": (["--kv"], "a log's KV is read from the store, encoded again and not stored, or whichever a measurement of this machine says is faster",
-           dict(choices=SOURCES, default="store")),
+           dict(choices=("store", "encode", "auto"), default="store")),
     "kv_memory": (["--kv-memory"], "how much KV is held in memory for logs that come again, such as 500MB or 8GiB; the longest unused goes first",
                   dict(metavar="SIZE", type=size, default="2GiB")),
     "kv_disk": (["--kv-disk"], "how much KV the data set may keep on disk; the longest unused files of other runs go first; default: no bound",
@@ -173,7 +173,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: not a JSON object; names the file.
     """
-    from lag.traces import read_json
+    from lag.files import read_json
 
     config = read_json(path)
     if not isinstance(config, dict):

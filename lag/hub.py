@@ -1,107 +1,9 @@
-"""What lies on the Hugging Face hub, and how to say in one line what went wrong there."""
+"""Whether a model comes from the hub, and what to do when it does not come."""
 
 import logging
-import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lag.fields import Row
-
-log = logging.getLogger(__name__)
-COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a data set lies on the hub.
-
-    config: "" where there is only one; the setting, where the data set has `settings`.
-    sample: how many questions the LAG paper used where it used a sample, else 0. Which ones it
-        drew is not known, so ours are others.
-    """
-
-    repo: str
-    split: str
-    config: str = ""
-    settings: tuple[str, ...] = ()
-    sample: int = 0
-    gated: bool = False
-
-
-# fmt: off
-SOURCES = {
-    "musique":  Source("dgslibisey/MuSiQue",           "validation"),
-    "wikihop":  Source("ohjoonhee/2WikiMultihopQA",    "validation", sample=4000),
-    "hotpotqa": Source("hotpotqa/hotpot_qa",           "validation", settings=("distractor", "fullwiki")),
-    "gpqa":     Source("Idavidrein/gpqa",              "train",      "gpqa_main", gated=True),
-    "mmlupro":  Source("TIGER-Lab/MMLU-Pro",           "test",       sample=1000),
-}
-# fmt: on
-
-
-def fetch(dataset: str, repo: str, setting: str, revision: str) -> tuple[list[Row], dict[str, Any]]:
-    """Rows of a data set, and where they are from, its commit included.
-
-    repo: another repository or a local copy of one, with the same columns; "" means the usual.
-    setting: of those that the data set has, else "".
-    revision: branch, tag or commit; "" means the newest.
-
-    Raises:
-        ValueError: gated, unreachable or not as expected; one line says what to do.
-    """
-    source = SOURCES[dataset]
-    repo = repo or source.repo
-    config = setting or source.config
-    try:
-        commit = resolved(repo, revision)
-        rows = load(repo, config, source.split, commit)
-    except Exception as error:  # three libraries raise what they like here; all of it is named
-        raise ValueError(explain(error, dataset, repo, source.gated)) from error
-    return rows, {
-        "kind": "hub",
-        "repo": repo,
-        "config": config,
-        "split": source.split,
-        "revision": commit,
-    }
-
-
-def resolved(repo: str, revision: str) -> str:
-    """The commit that a revision means now; "" for a folder on disk, which has none."""
-    if Path(repo).is_dir() or COMMIT.fullmatch(revision):
-        return revision
-    from huggingface_hub import HfApi
-
-    return HfApi().dataset_info(repo, revision=revision or None).sha
-
-
-def load(repo: str, config: str, split: str, commit: str) -> list[Row]:
-    from datasets import load_dataset
-
-    log.info("loading %s %s split %s at %s", repo, config, split, commit or "no commit")
-    return list(load_dataset(repo, config or None, split=split, revision=commit or None))
-
-
-def explain(error: Exception, dataset: str, repo: str, gated: bool) -> str:
-    """What to do about an error of the hub, in one line."""
-    chain: list[BaseException] = [error]
-    while chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(chain[-1].__cause__ or chain[-1].__context__)
-    said = " ".join(f"{type(e).__name__}: {e}" for e in chain)
-    local = f"convert a local copy: python dataset.py -d {dataset} --from FILE"
-    closed = "GatedRepo|is a gated dataset" + ("|RepositoryNotFound|40[13] Client" if gated else "")
-    if re.search(closed, said):
-        return (
-            f"{repo} is gated: accept its terms at https://huggingface.co/datasets/{repo} and set "
-            f"HF_TOKEN to your access token, or {local}"
-        )
-    if "RepositoryNotFound" in said:
-        return f"{repo} is not on the hub, or private; check --hub, set HF_TOKEN, or {local}"
-    first = " ".join(str(error).split())[:200] or type(error).__name__
-    if re.search("Offline|Connect|reach|Timeout|resolve host", said):
-        return f"{repo} cannot be reached ({first}); connect, unset HF_HUB_OFFLINE, or {local}"
-    return f"{repo} cannot be loaded ({first}); check --hub and --revision, or {local}"
+logger = logging.getLogger(__name__)
 
 
 def on_hub(name: str) -> bool:
@@ -117,7 +19,7 @@ def on_hub(name: str) -> bool:
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise
     except Exception as error:  # offline, a proxy, a server error: what is cached may do
-        log.info("the hub does not answer (%s)", type(error).__name__)
+        logger.info("the hub does not answer (%s)", type(error).__name__)
         return False
     return True
 

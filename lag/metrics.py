@@ -14,11 +14,12 @@ METRICS = ("em", "f1", "precision", "recall", "cover_em")
 ZERO = dict.fromkeys(METRICS, 0.0)
 VERDICTS = ("yes", "no", "noanswer")
 MAX_OPTIONS = 26
-
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 BARE_LETTER = re.compile(r"\W*([A-Za-z])\W*")
 LEADING_LETTER = re.compile(r"[\s*_`]*(?:\(([A-Za-z])\)|([A-Za-z])[.:)])[\s.:)*_`-]+(?=\S)")
+
+
 NAMED_LETTER = re.compile(
     r"\(([A-Z])\)(?![\w-])|\b(?i:answer|option|choice)(?:\s+is)?\s*:?\s*([A-Z])\b"
 )

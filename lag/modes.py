@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lag.actions import split_at_action
-from lag.traces import Log
+from lag.records import Log
 
 BLANK = "\n\n"  # ends every log, and joins the responses of one
 
@@ -69,4 +69,6 @@ MODES = {mode.name: mode for mode in (
     Mode("log_cheatsheet",         last_response, enters="sheet"),
 )}
 # fmt: on
+
+
 DEFAULT_MODE = "log_kv"

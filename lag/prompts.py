@@ -8,7 +8,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from lag.records import Document
+
 SYSTEM = "You answer questions step by step and reply in the format you are asked for."
+
 
 QA_RULES = """\
 Answer the question below from the documents only; do not use other knowledge and do not guess.
@@ -16,10 +19,12 @@ First write down the facts in the documents that matter for the question.
 If they are sufficient, end with a short answer: <ans>answer</ans>
 If they are not, end with what to search for next: <keywords>search terms</keywords>"""
 
+
 DIRECT_RULES = """\
 Answer the question below.
 First write down the facts that matter for the question.
 End with a short answer: <ans>answer</ans>"""
+
 
 CHOICE_RULES = """\
 Answer the multiple-choice question below.
@@ -27,26 +32,18 @@ First write down what is known, then reason step by step before you look at the 
 If you reach a conclusion, end with its letter: <ans>(letter)</ans>
 If you do not, end with what must be settled first: <subquestion>question</subquestion>"""
 
-QA_PREFILL = "Question: {question}\nFacts:"
 
+QA_PREFILL = "Question: {question}\nFacts:"
 STEPS_HEADER = "Your earlier steps on this question, the last one last:"
 LOGS_HEADER = "Earlier reasoning on other questions; it may help, and it may be wrong:"
 SHEET_HEADER = "Notes from earlier questions; they may help, and they may be wrong:"
+
 
 CURATOR_RULES = """\
 Below are earlier questions and what was replied to them, the most related last. Replies may be wrong.
 Write a cheatsheet of at most 300 words that would help with the new question: facts worth keeping, \
 methods that worked, mistakes to avoid. Do not answer the new question.
 Put the cheatsheet between <cheatsheet> and </cheatsheet>."""
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A passage that can enter a prompt."""
-
-    id: str
-    title: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)

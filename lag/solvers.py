@@ -35,6 +35,8 @@ SOLVERS = {solver.name: solver for solver in (
     Solver("rag",    "searched", num_docs=4, max_steps=1),
 )}
 # fmt: on
+
+
 DEFAULT_SOLVER = "react"
 
 

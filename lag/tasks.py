@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lag import prompts
-from lag.fields import Row, clip, lists_of, records_of, text_of, texts_of, unique
+from lag.files import read_json
+from lag.json_checks import Row, clip, lists_of, records_of, text_of, texts_of, unique
 from lag.paths import Paths
-from lag.prompts import Document, Prompt
-from lag.traces import Question, read_json
+from lag.prompts import Prompt
+from lag.records import Document, Question
 
 MODEL = "Qwen/Qwen2.5-7B-Instruct"
 EMBEDDER = "Snowflake/snowflake-arctic-embed-m-v1.5"
@@ -177,6 +178,7 @@ class Task:
 
 
 LETTER, TEXT = choice_loader("letter"), choice_loader("text")
+
 
 # fmt: off
 TASKS = {task.name: task for task in (

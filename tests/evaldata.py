@@ -4,8 +4,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from lag.files import write_json
 from lag.paths import Paths
-from lag.traces import Question, Step, Trace, UsedLog, append_trace, merge, read_parts, write_json
+from lag.records import Question, Step, Trace, UsedLog
+from lag.trace_files import append_trace, merge, read_parts
 
 # fmt: off
 WORDS = [

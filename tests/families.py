@@ -6,7 +6,8 @@ import tiny
 import torch
 import transformers
 
-from lag.gate import Mover, check_movable
+from lag.kv.rope import Mover
+from lag.kv.support import check_movable
 
 SIZES = dict(
     vocab_size=263,

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from lag.llm import Reply
 from lag.prompts import Prompt
+from lag.records import Reply
 
 
 class ScriptedLLM:

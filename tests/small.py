@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
-from lag import vectors
+from lag.files import write_json
 from lag.paths import Paths
-from lag.retrieve import Embedder, document_text
+from lag.retrieval import vectors
+from lag.retrieval.embedder import Embedder
+from lag.retrieval.index import document_text
 from lag.tasks import read_documents
-from lag.traces import write_json
 
 NAMES = [
     "arno",

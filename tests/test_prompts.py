@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from lag import prompts
-from lag.prompts import Document, Note, Prompt
+from lag.prompts import Note, Prompt
+from lag.records import Document
 
 GOLDEN = Path(__file__).parent / "golden"
 DOCS = [

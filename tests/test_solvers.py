@@ -11,11 +11,11 @@ from scripted import ScriptedLLM
 
 import agentic
 import dataset
-from lag import prompts, traces
-from lag.lexical import K1, B, LexicalIndex, words
+from lag import files, prompts, records, trace_files
 from lag.modes import MODES
 from lag.paths import Paths
-from lag.retrieve import document_text
+from lag.retrieval.bm25 import K1, B, LexicalIndex, words
+from lag.retrieval.index import document_text
 from lag.solvers import SOLVERS
 from lag.tasks import TASKS
 
@@ -29,7 +29,7 @@ def run(small_data, embedder_folder, capsys):
     rows = json.loads(path.read_text())
     for n, row in enumerate(rows):
         row["paragraph_ids"] = [f"q{n}", f"p{n}", small.CITIES[n % 3]]
-    traces.write_json(path, rows)
+    files.write_json(path, rows)
 
     def call(command, llm=None):
         flags = ["--data", str(small_data), "--embedder", str(embedder_folder)]
@@ -44,7 +44,7 @@ def run(small_data, embedder_folder, capsys):
 
 
 def rows_of(summary):
-    return traces.read_parts(Path(summary["run"]))
+    return trace_files.read_parts(Path(summary["run"]))
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_rag_with_bm25_is_the_ranking_computed_by_hand(run):
 def test_bm25_s_scores_are_those_of_its_formula(query):
     """Variants of BM25 rank a small corpus alike; their scores tell them apart."""
     rows = small.documents()
-    documents = {id: prompts.Document(id, **row) for id, row in rows.items()}
+    documents = {id: records.Document(id, **row) for id, row in rows.items()}
     scores = hand_computed(query, {id: document_text(doc) for id, doc in documents.items()})
     found = {hit.id: hit.similarity for hit in LexicalIndex(documents).rank(query, 1000)}
     assert found.keys() == {id for id, score in scores.items() if score}
@@ -145,7 +145,7 @@ def test_bm25_s_scores_are_those_of_its_formula(query):
 def test_bm25_breaks_ties_by_id_and_finds_nothing_without_a_shared_word():
     """The order of a corpus file may not decide a ranking."""
     texts = {"c": "sea", "b": "Sea", "a": "sea!", "d": "hill"}
-    index = LexicalIndex({id: prompts.Document(id, "", text) for id, text in texts.items()})
+    index = LexicalIndex({id: records.Document(id, "", text) for id, text in texts.items()})
     assert [hit.id for hit in index.rank("SEA", 9)] == ["a", "b", "c"]
     assert [hit.id for hit in index.rank("sea", 2, frozenset("a"))] == ["b", "c"]
     assert index.rank("river", 3) == index.rank("", 3) == index.rank("sea", 0) == []

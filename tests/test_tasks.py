@@ -9,14 +9,14 @@ import samples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lag import prompts
-from lag.convert import Corpus, convert, load_corpus
-from lag.formats import READERS, SUFFIXES, read_file, read_rows
-from lag.hub import SOURCES
+from lag import records
+from lag.data.convert import Corpus, convert, load_corpus
+from lag.data.readers import READERS, SUFFIXES, read_file, read_rows
+from lag.data.sources import SOURCES
 from lag.metrics import score
 from lag.paths import Paths
+from lag.records import Question
 from lag.tasks import TASKS, load_rows, read_documents, read_questions
-from lag.traces import Question
 
 QA = Question("q", "Who?", ("Ada", "Ada L."))
 CHOICE = Question("q", "Which?", ("B", "two"), options=("one", "two"))
@@ -29,7 +29,7 @@ def example(task):
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_a_row_is_complete(task):
     """A column that a new data set forgets shows here, before a run does."""
-    prompt = task.prompt(example(task), [prompts.Document("d", "T", "text")], "before")
+    prompt = task.prompt(example(task), [records.Document("d", "T", "text")], "before")
     assert example(task).text in prompt.user
     assert f"<{task.query_tag}>" in prompt.user
     assert ("before" in prompt.user) == task.carries_reply

@@ -1,0 +1,54 @@
+"""Let the model write a cheatsheet from the retrieved logs."""
+
+import logging
+import time
+from collections.abc import Generator
+from functools import partial
+from typing import Any
+
+from lag import prompts
+from lag.agent.agent import Agent
+from lag.agent.context import Context, Entered, arrange, fit, note_dropped, step_of, used_logs
+from lag.modes import BLANK
+from lag.prompts import Note, Prompt
+from lag.records import Question, Trace
+
+logger = logging.getLogger(__name__)
+CURATOR_TOKENS = 512
+SHEET_TAG = "<cheatsheet>"
+
+
+def curate(
+    trace: Trace, question: Question, agent: Agent, logs: Entered
+) -> Generator[Prompt, Any, list[Note]]:
+    """Ask for a cheatsheet made from the question's logs; without logs there is none to ask for."""
+    start = time.perf_counter()
+    logs.query(question.text)
+    context = Context([], arrange(question, logs, agent))
+    seconds = time.perf_counter() - start
+    sheet = agent.sheet if agent.carried else ""
+    if context.notes:
+        ask = fit(context, agent, partial(curator, question, sheet, agent))
+        note_dropped(trace, 0, context)
+        reply = yield prompts.with_key(ask, f"{question.id} 0")
+        sheet = read_sheet(reply.text, question.id)
+        used = used_logs(context.notes, reply)
+        trace.steps.append(step_of(question.text, "curate", context, used, reply, seconds))
+    trace.sheet = agent.sheet = sheet
+    return [Note("sheet", sheet + BLANK, similarity=1.0)] if sheet else []
+
+
+def curator(question: Question, sheet: str, agent: Agent, context: Context) -> Prompt:
+    pairs = [(agent.store[n.id].question, n.keep.removesuffix(BLANK)) for n in context.notes]
+    return prompts.curator_prompt(question.text, pairs, sheet, CURATOR_TOKENS)
+
+
+def read_sheet(reply: str, id: str) -> str:
+    """What stands in the sheet's tag, closed or cut off; without a tag the whole reply, said so."""
+    lower = reply.lower()
+    if SHEET_TAG not in lower:
+        logger.warning("%s: the curator's reply has no %s tag; all of it is used", id, SHEET_TAG)
+        return reply.strip()
+    start = lower.index(SHEET_TAG) + len(SHEET_TAG)
+    end = lower.find("</cheatsheet>", start)
+    return reply[start : end if end >= 0 else None].strip()

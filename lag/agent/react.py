@@ -1,0 +1,69 @@
+"""The loop: query, prompt, reply, parse, until an answer or the last step.
+
+`solve` is a generator that yields prompts and is sent replies, so that one driver keeps many
+questions in flight and whoever plays the model's side need not know the loop. Every row of `SOLVERS`
+is this loop; they differ in where documents come from and in how many steps it may take.
+"""
+
+import logging
+import time
+from collections.abc import Generator
+from functools import partial
+from typing import Any
+
+from lag import prompts
+from lag.actions import Answer, parse
+from lag.agent.agent import Agent
+from lag.agent.cheatsheet import curate
+from lag.agent.context import (
+    Context,
+    Entered,
+    arrange,
+    build,
+    evidence,
+    fit,
+    note_dropped,
+    step_of,
+    used_logs,
+)
+from lag.prompts import Prompt
+from lag.records import Question, Step, Trace
+
+logger = logging.getLogger(__name__)
+ORDERS = ("similar-last", "similar-first", "entered")
+
+
+def solve(trace: Trace, question: Question, agent: Agent) -> Generator[Prompt, Any, None]:
+    """Answer one question; the trace grows with every reply."""
+    exclude = frozenset([question.id]) if agent.exclude_self else frozenset()
+    docs = evidence(question, agent)
+    logs = Entered(agent.logs, agent.num_logs, exclude, agent.min_similarity)
+    query, previous = question.text, ""
+    sheet = []
+    if agent.mode.enters == "sheet":
+        sheet = yield from curate(trace, question, agent, logs)
+        logs = Entered(None, 0, exclude, 0.0)
+    for number in range(1, agent.max_steps + 1):
+        start = time.perf_counter()
+        docs.query(query)
+        logs.query(query)
+        documents = [agent.documents[id] for id in docs.hits]
+        notes, steps = list(sheet) or arrange(question, logs, agent), asked(trace)
+        context = Context.of(documents, notes, steps, agent.trace_steps)
+        seconds = time.perf_counter() - start
+        prompt = fit(context, agent, partial(build, question, previous, agent))
+        note_dropped(trace, number, context)
+        reply = yield prompts.with_key(prompt, f"{question.id} {number}")
+        action = parse(reply.text, agent.task.query_tag)
+        used = () if sheet else used_logs(context.notes, reply)
+        trace.steps.append(step_of(query, action.name, context, used, reply, seconds))
+        if isinstance(action, Answer):
+            trace.pred = action.text
+            return
+        query = action.query or query
+        previous = reply.text if agent.task.carries_reply else ""
+
+
+def asked(trace: Trace) -> list[Step]:
+    """The steps so far; a curator's call is none of them."""
+    return [step for step in trace.steps if step.action != "curate"]

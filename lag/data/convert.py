@@ -1,0 +1,328 @@
+"""Rows as they are published -> rows of `dev.json`, and the corpus that they refer to.
+
+A row keeps its fields. The texts of its own paragraphs move to the corpus; `paragraph_ids` and
+`supporting_ids` stay in their place. Whatever could not be carried over is counted, never silent.
+"""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lag.data.readers import OWN_CONTEXT, Passage, own_items, own_passage, read_corpus, records
+from lag.json_checks import Row, clip, text_of, texts_of, unique
+from lag.tasks import ID_FIELDS, Task, id_of
+
+GPQA_OPTIONS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+GPQA_KEPT = {"High-level domain": "category", "Subdomain": "subdomain", "Canary String": "canary"}
+
+
+class Corpus:
+    """Documents by id, found again by their title and text.
+
+    given: it came as a file, so that nothing may be added to it.
+    """
+
+    def __init__(self, given: bool = False):
+        self.given = given
+        self.documents: dict[str, dict[str, str]] = {}
+        self.by_text: dict[tuple[str, str], str] = {}
+        self.by_title: dict[str, list[str]] = {}
+        self.num_repeats = 0
+
+    def add(self, entry: Passage) -> str:
+        """Keep a document and return its id: its own, or its title and a running number.
+
+        Raises:
+            ValueError: another document has the same id.
+        """
+        text = (entry.title, entry.content)
+        if not entry.id and text in self.by_text:
+            self.num_repeats += 1
+            return self.by_text[text]
+        same_title = self.by_title.setdefault(entry.title, [])
+        id = entry.id or f"{entry.title or 'document'}_{len(same_title)}"
+        if id in self.documents:
+            raise ValueError(f"id '{id}' is another document's; ids must differ")
+        self.documents[id] = {"title": entry.title, "content": entry.content}
+        self.by_text.setdefault(text, id)
+        same_title.append(id)
+        return id
+
+    def find(self, entry: Passage) -> str | None:
+        """The id of a question's own paragraph; a corpus of our own takes it in."""
+        if not self.given:
+            return self.add(entry)
+        return self.by_text.get((entry.title, entry.content))
+
+    def named(self, title: str) -> str | None:
+        """The id of the only document of that title."""
+        ids = self.by_title.get(title, [])
+        return ids[0] if len(ids) == 1 else None
+
+
+def load_corpus(path: Path) -> Corpus:
+    """Read a corpus file.
+
+    Raises:
+        FileNotFoundError, ValueError: as `formats.read_corpus`; also for ids that repeat, or that
+            only some documents have.
+    """
+    corpus, with_id = Corpus(given=True), None
+    for number, entry in enumerate(read_corpus(path), 1):
+        with_id = bool(entry.id) if with_id is None else with_id
+        if bool(entry.id) != with_id:
+            raise ValueError(f"{path} row {number}: only some documents have an id; expected all")
+        try:
+            corpus.add(entry)
+        except ValueError as error:
+            raise ValueError(f"{path} row {number}: {error}") from error
+    return corpus
+
+
+@dataclass(slots=True)
+class Converted:
+    """What a conversion made: rows for `dev.json`, the corpus, and what to tell the user."""
+
+    corpus: Corpus
+    rows: list[Row] = field(default_factory=list)
+    warnings: Counter[str] = field(default_factory=Counter)
+
+
+def flattened(row: Row) -> Row:
+    """FlashRAG's row with its metadata beside the question, its answers as answer and aliases."""
+    if "golden_answers" not in row:
+        return row
+    answers = texts_of(row, "golden_answers")
+    if not answers:
+        raise ValueError("field 'golden_answers' is empty; expected at least one answer")
+    metadata = row.get("metadata")
+    rest = {key: value for key, value in row.items() if key not in ("golden_answers", "metadata")}
+    kept = metadata if isinstance(metadata, dict) else {}
+    return {**kept, "answer": answers[0], "answer_aliases": list(answers[1:]), **rest}
+
+
+def gpqa_row(row: Row, seed: int) -> Row:
+    """GPQA's hub columns as a row of options; there the right one always comes first.
+
+    Each question is shuffled by its own id, so that a sample has the options of the whole.
+    """
+    options = [text_of(row, name).strip() for name in GPQA_OPTIONS]
+    order = list(range(len(options)))
+    random.Random(f"{seed}/{id_of(row)}").shuffle(order)
+    kept = {name: row[column] for column, name in GPQA_KEPT.items() if row.get(column)}
+    return {
+        "id": id_of(row),
+        "question": text_of(row, "Question").strip(),
+        "choices": [options[n] for n in order],
+        "answer": options[0],
+        "answer_index": order.index(0),
+        **kept,
+    }
+
+
+def plain(row: Row) -> Row:
+    """Nested columns as the raw files have them, whichever way they came."""
+    row = dict(row)
+    for name, columns in (
+        ("supporting_facts", ("title", "sent_id")),
+        ("evidences", ("fact", "relation", "entity")),
+    ):
+        if row.get(name) is not None:
+            found = records(row, name, columns)
+            row[name] = [[column_of(item, column, name) for column in columns] for item in found]
+    if row.get("question_decomposition") is not None:
+        parts = records(row, "question_decomposition", ("question", "answer"))
+        row["question_decomposition"] = [dict(part) for part in parts]
+    return row
+
+
+def column_of(item: Row, column: str, name: str) -> Any:
+    if column not in item:
+        raise ValueError(f"field '{name}' has {clip(item)} inside; expected '{column}' in it")
+    return item[column]
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    """One of a question's own paragraphs: its number there, and whether it supports the answer."""
+
+    number: int
+    entry: Passage
+    supports: bool
+
+
+def own_paragraphs(row: Row) -> list[Paragraph]:
+    """The paragraphs that a row brings with it, in order.
+
+    Raises:
+        ValueError: names the field and the paragraph.
+    """
+    items = own_items(row)
+    if items:
+        return [own_paragraph(item, number) for number, item in enumerate(items)]
+    parts = row.get("question_decomposition") or []
+    items = [part["support_paragraph"] for part in parts if part.get("support_paragraph")]
+    return [own_paragraph(item, number, True) for number, item in enumerate(items)]
+
+
+def own_paragraph(item: Any, number: int, supports: bool = False) -> Paragraph:
+    if not isinstance(item, dict):
+        raise ValueError(f"paragraph {number} holds {clip(item)}; expected an object")
+    try:
+        entry = own_passage(item)
+    except ValueError as error:
+        raise ValueError(f"paragraph {number}: {error}") from error
+    stated = item.get("idx")
+    number = stated if isinstance(stated, int) else number
+    return Paragraph(number, entry, supports or item.get("is_supporting") is True)
+
+
+class Converter:
+    """Turns rows of one task, one after the other, into rows of `dev.json` and a corpus.
+
+    seed: shuffles GPQA's options.
+    setting: `distractor` insists that a question's paragraphs hold all that supports it.
+    """
+
+    def __init__(self, task: Task, corpus: Corpus, seed: int, setting: str = ""):
+        self.task, self.seed, self.setting = task, seed, setting
+        self.made = Converted(corpus)
+        self.corpus, self.warnings = corpus, self.made.warnings
+
+    def convert(self, row: Row) -> Row:
+        """One row, checked by the task's own loader.
+
+        Raises:
+            ValueError: names the field.
+        """
+        row = gpqa_row(row, self.seed) if GPQA_OPTIONS[0] in row else plain(flattened(row))
+        row = {"id": id_of(row), **{key: value for key, value in row.items() if key != "id"}}
+        paragraphs = own_paragraphs(row)
+        if paragraphs and all(paragraph.supports for paragraph in paragraphs):
+            self.warnings["questions that bring supporting paragraphs only, no others"] += 1
+        ids = self.paragraph_ids(paragraphs)
+        self.name_documents(row, paragraphs, ids)
+        supporting = self.supporting_ids(row, paragraphs, ids)
+        row = {key: value for key, value in row.items() if key not in OWN_CONTEXT}
+        if paragraphs:
+            row["paragraph_ids"] = [id for id in ids if id is not None]
+        if supporting and self.corpus.documents:
+            row["supporting_ids"] = list(supporting)
+        self.check(row)
+        return row
+
+    def paragraph_ids(self, paragraphs: Sequence[Paragraph]) -> list[str | None]:
+        ids = [self.corpus.find(paragraph.entry) for paragraph in paragraphs]
+        missing = ids.count(None)
+        if missing:
+            self.warnings["paragraphs of the questions that --docs does not hold"] += missing
+        return ids
+
+    def name_documents(
+        self, row: Row, paragraphs: Sequence[Paragraph], ids: Sequence[str | None]
+    ) -> None:
+        """Write the document's id into each step of a decomposition, as LAG's own files have it."""
+        numbers = {paragraph.number: id for paragraph, id in zip(paragraphs, ids)}
+        for number, part in enumerate(row.get("question_decomposition") or []):
+            own = part.pop("support_paragraph", None)
+            stated = number if own else part.get("paragraph_support_idx")
+            id = numbers.get(stated) if isinstance(stated, int) else None
+            if id is not None:
+                part["document_id"] = id
+
+    def supporting_ids(
+        self, row: Row, paragraphs: Sequence[Paragraph], ids: Sequence[str | None]
+    ) -> tuple[str, ...]:
+        """Ids of the documents that support the answer; a title where the id is not known."""
+        marked = [id for paragraph, id in zip(paragraphs, ids) if paragraph.supports and id]
+        parts = row.get("question_decomposition") or []
+        named = [text_of(part, "document_id") for part in parts if part.get("document_id")]
+        if marked or named:
+            absent = [id for id in named if id not in self.corpus.documents]
+            if absent and self.corpus.documents:
+                self.warnings["supporting documents that the corpus does not hold"] += len(absent)
+            return unique(marked or named)
+        own = {paragraph.entry.title: id for paragraph, id in zip(paragraphs, ids)}
+        titles = unique(joined_title(fact[0]) for fact in row.get("supporting_facts") or [])
+        found = [own.get(title) or self.corpus.named(title) for title in titles]
+        absent = [title for title in titles if title not in own]
+        if self.setting == "distractor" and absent:
+            raise ValueError(
+                f"supporting title {clip(absent[0])} is not among its paragraphs; "
+                "a file of the fullwiki setting? give --setting fullwiki"
+            )
+        if found.count(None) and self.corpus.documents:
+            self.warnings["supporting titles that name no single document"] += found.count(None)
+        return unique(id or title for title, id in zip(titles, found))
+
+    def check(self, row: Row) -> None:
+        question = self.task.load(row)
+        for name, value in row.items():
+            check_json(name, value)
+        if question.options and question.options.count(question.answers[1]) > 1:
+            self.warnings["questions whose right option stands twice"] += 1
+        if "answer_index" not in row and question.options:
+            row["answer_index"] = ord(question.answers[0]) - ord("A")
+
+
+def check_json(name: str, value: Any) -> None:
+    """Refuse what cannot be written as JSON, in UTF-8.
+
+    Raises:
+        ValueError: names the field.
+    """
+    try:
+        json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"field {clip(name)} holds half a character (a lone surrogate); re-export it"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"field {clip(name)} holds what JSON cannot: {error}") from error
+
+
+def joined_title(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"field 'supporting_facts' has {clip(value)} inside; expected a title")
+    return value.strip()
+
+
+def convert(
+    task: Task,
+    rows: Iterable[tuple[int, Row]],
+    source: str,
+    corpus: Corpus,
+    seed: int,
+    setting: str = "",
+) -> Converted:
+    """Convert numbered rows.
+
+    rows: number in the source, from 1, and the row.
+    source: the file or repository, for messages.
+
+    Raises:
+        ValueError: names the source, the row and the field.
+    """
+    converter = Converter(task, corpus, seed, setting)
+    made, numbered = converter.made, list(rows)
+    has_id = any(name in row for _, row in numbered for name in ID_FIELDS)
+    seen: dict[str, int] = {}
+    for number, row in numbered:
+        if row.get("answerable") is False:
+            made.warnings["unanswerable questions left out"] += 1
+            continue
+        try:
+            row = converter.convert(row if has_id else {"id": f"{task.name}-{number}", **row})
+            if row["id"] in seen:
+                raise ValueError(f"id '{row['id']}' is row {seen[row['id']]}'s; ids must differ")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{source} row {number}: {error}") from error
+        seen[row["id"]] = number
+        made.rows.append(row)
+    if not has_id:
+        made.warnings["questions named by their row, the source has no ids"] += len(made.rows)
+    return made

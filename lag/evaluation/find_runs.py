@@ -1,0 +1,300 @@
+"""Which predictions belong to one run: a folder of `agentic.py`, a single file, batches of others.
+
+Files that contradict each other, or that hold the same question twice, are refused: a score over
+two settings is the score of neither.
+"""
+
+import glob
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lag.evaluation.envelope import Predictions, read_envelope, read_parts
+from lag.files import read_json
+from lag.json_checks import clip, mapping
+from lag.paths import Paths
+from lag.records import Trace
+from lag.solvers import SOLVERS
+from lag.tasks import SPLITS, TASKS, Task
+from lag.trace_files import natural
+
+# What names one file of a run and not the run; all other metadata of its files must agree.
+OF_ONE_FILE = frozenset(
+    ("batch_number", "bn", "n", "count", "missing", "start", "end", "start_index", "timestamp")
+)
+
+
+BATCH = re.compile(r"(?:^|[_-])(?:bn|batch|part)[=_-]?\d+")
+
+
+# How others call our data sets; the longest beginning counts.
+ALIASES = {"2wikimultihopqa": "wikihop", "2wiki": "wikihop", "hotpot": "hotpotqa"}
+
+
+@dataclass(slots=True)
+class Run:
+    """One run on one split.
+
+    meta: what its files say of it: metadata, parameters, identity.
+    scope: `limit` or `ids`, if it was asked fewer questions than the split has.
+    traces: by question id; what is missing is not there.
+    """
+
+    name: str
+    dataset: str
+    split: str
+    paths: tuple[Path, ...]
+    meta: dict[str, Any] = field(default_factory=dict)
+    scope: dict[str, Any] = field(default_factory=dict)
+    traces: dict[str, Trace] = field(default_factory=dict)
+    options: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def task(self) -> Task | None:
+        return TASKS.get(self.dataset)
+
+    @property
+    def mode(self) -> str:
+        named = ("mode", "method", "agent", "type")
+        return str(next((self.meta[key] for key in named if self.meta.get(key)), self.name))
+
+    @property
+    def solver(self) -> str:
+        """The way its traces were made; others call a run without logs by it; "" if not told."""
+        return str(self.meta.get("solver") or (self.mode if self.mode in SOLVERS else ""))
+
+
+def dataset_called(name: str) -> str:
+    """Our name of a data set that others may call differently, else ""."""
+    plain = re.sub(r"[\W_]", "", name).lower()
+    known = {name: name for name in TASKS} | ALIASES
+    found = [alias for alias in known if plain.startswith(alias)]
+    return known[max(found, key=len)] if found else ""
+
+
+def find_dataset(meta: dict[str, Any], path: Path) -> str:
+    """The data set of a file: what it says, else the first folder that is called like one."""
+    if meta.get("dataset"):
+        return dataset_called(str(meta["dataset"])) or str(meta["dataset"])
+    return next(filter(None, map(dataset_called, path.parts[:-1])), "")
+
+
+# --- run folders --------------------------------------------------------------------------------
+def parts_of(folder: Path) -> list[Path]:
+    return sorted(folder.glob("part-*.jsonl"), key=natural)
+
+
+def is_run_folder(folder: Path) -> bool:
+    return (folder / "preds.json").is_file() or bool(parts_of(folder))
+
+
+def is_current(merged: Path, parts: Sequence[Path]) -> bool:
+    """Whether a merged file is there and none of the parts was written after it."""
+    if not merged.is_file():
+        return False
+    return all(part.stat().st_mtime_ns <= merged.stat().st_mtime_ns for part in parts)
+
+
+def read_folder(folder: Path, given: Sequence[Path] = ()) -> Run:
+    """A run as `agentic.py` leaves it: merged, or its parts where they are newer.
+
+    given: only these parts of it.
+
+    Raises:
+        ValueError: a file of it cannot be read; names it.
+    """
+    merged, parts = folder / "preds.json", list(given) or parts_of(folder)
+    current = not given and is_current(merged, parts)
+    found = read_envelope(merged) if current else read_parts(parts)
+    if merged.is_file() and not current and not given:
+        found.warnings.append("preds.json is older than the parts, which are read instead")
+    manifest = read_manifest(folder / "run.json")
+    meta = {**found.metadata, **manifest.get("identity", {})}
+    flags = mapping(mapping(manifest.get("provenance")).get("flags"))
+    meta.setdefault("log_store", flags.get("log_store"))
+    scope = mapping(manifest.get("scope") or meta.get("scope"))
+    paths = (merged,) if current else tuple(parts)
+    return run_of(found, meta, scope, paths, folder.name, folder.parent.name)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    return mapping(read_json(path)) if path.is_file() else {}
+
+
+def run_of(
+    found: Predictions,
+    meta: dict[str, Any],
+    scope: dict[str, Any],
+    paths: tuple[Path, ...],
+    name: str,
+    split: str = "",
+) -> Run:
+    return Run(
+        name=str(meta.get("run") or name),
+        dataset=find_dataset(meta, found.path),
+        split=str(meta.get("split") or split),
+        paths=paths,
+        meta=meta,
+        scope=scope,
+        traces=found.traces,
+        options=found.options,
+        warnings=found.warnings,
+    )
+
+
+def runs_of_dataset(paths: Paths, split: str) -> list[Run]:
+    """Every run of a data set, of the given splits ("" is all), in natural order.
+
+    Raises:
+        FileNotFoundError: there is none; tells the command that makes one.
+    """
+    folders = []
+    for name in split.split(",") if split else SPLITS:
+        there = paths.run(name, "x").parent.glob("*/")
+        folders += sorted(filter(is_run_folder, there), key=natural)
+    if not folders:
+        raise FileNotFoundError(
+            f"{paths.preds} holds no runs{' of split ' + split if split else ''}; "
+            f"run: python agentic.py -m base -d {paths.dataset}"
+        )
+    return [read_folder(folder) for folder in folders]
+
+
+# --- files --------------------------------------------------------------------------------------
+def runs_of_files(files: Iterable[Path]) -> list[Run]:
+    """Runs of files and run folders; batches of one run become one.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: batches that contradict each other or hold the same question.
+    """
+    runs, single = [], []
+    parts: dict[Path, list[Path]] = {}
+    for path in sorted(set(files), key=natural):
+        if path.is_dir() and is_run_folder(path):
+            runs.append(read_folder(path))
+        elif path.name == "preds.json" and path.is_file():
+            runs.append(read_folder(path.parent))
+        elif path.suffix == ".jsonl" and path.is_file():
+            parts.setdefault(path.parent, []).append(path)
+        else:
+            single.append(read_envelope(path))
+    runs += [read_folder(folder, given) for folder, given in parts.items()]
+    return runs + [aggregate(group) for group in grouped(single)]
+
+
+def identity_of(found: Predictions) -> str:
+    """What all files of one run have in common."""
+    kept = {key: value for key, value in found.metadata.items() if key not in OF_ONE_FILE}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def grouped(files: Sequence[Predictions]) -> list[list[Predictions]]:
+    """Files of one folder that say the same of themselves are batches of one run.
+
+    Raises:
+        ValueError: names say that files are batches of one run, metadata says otherwise.
+    """
+    groups: dict[tuple[Path, str], list[Predictions]] = {}
+    families: dict[tuple[Path, str], Predictions] = {}
+    for found in files:
+        identity, folder = identity_of(found), found.path.parent
+        family = BATCH.sub("", found.path.stem)
+        first = families.setdefault((folder, family), found)
+        if identity_of(first) != identity:
+            raise ValueError(
+                f"{found.path} and {first.path.name} are named as batches of one run but differ "
+                f"in {differing(first, found)}; keep one run in one folder"
+            )
+        says_nothing = identity == "{}"
+        groups.setdefault((folder, family if says_nothing else identity), []).append(found)
+    return list(groups.values())
+
+
+def differing(first: Predictions, second: Predictions) -> str:
+    names = {*first.metadata, *second.metadata} - OF_ONE_FILE
+    values = {name: (first.metadata.get(name), second.metadata.get(name)) for name in names}
+    return ", ".join(
+        f"{name} ({clip(a)}, {clip(b)})" for name, (a, b) in sorted(values.items()) if a != b
+    )
+
+
+def aggregate(files: Sequence[Predictions]) -> Run:
+    """One run of its batches.
+
+    Raises:
+        ValueError: two batches hold the same question.
+    """
+    whole = Predictions(files[0].path, dict(files[0].metadata))
+    source: dict[str, Path] = {}
+    for found in files:
+        twice = [id for id in found.traces if id in source]
+        if twice:
+            raise ValueError(
+                f"{found.path} and {source[twice[0]]} both answer {clip(twice[0])} "
+                f"({len(twice)} questions in all); give each question once"
+            )
+        source.update(dict.fromkeys(found.traces, found.path))
+        whole.traces |= found.traces
+        whole.options |= found.options
+        whole.warnings += found.warnings
+    meta = whole.metadata
+    name = name_of(meta, files[0].path)
+    paths = tuple(found.path for found in files)
+    return run_of(whole, meta, mapping(meta.get("scope")), paths, name)
+
+
+def name_of(meta: dict[str, Any], path: Path) -> str:
+    named = (meta.get(key) for key in ("mode", "method", "agent", "type"))
+    bare = BATCH.sub("", path.stem).strip("_-")
+    return str(next(filter(None, named), bare or path.parent.name))
+
+
+def files_of_folder(folder: Path, wanted: dict[str, str]) -> list[Path]:
+    """Run folders and predictions files below a folder whose metadata is as wanted.
+
+    wanted: metadata that must be equal, such as split, seed, batch_size; empty ones do not count.
+
+    Raises:
+        FileNotFoundError: nothing fits.
+    """
+    folders = {path.parent for path in folder.rglob("part-*.jsonl")}
+    folders |= {path.parent for path in folder.rglob("preds.json")}
+    inside = [p for p in folder.rglob("*.json") if not folders & {p.parent, *p.parents}]
+    files = [path for path in inside if path.is_file() and has_results(path)]
+    wanted = {key: value for key, value in wanted.items() if value}
+    found = [path for path in [*folders, *files] if not wanted or fits(path, wanted)]
+    if not found:
+        asked = ", ".join(f"{key} {value}" for key, value in wanted.items())
+        raise FileNotFoundError(
+            f"{folder} holds no predictions{' of ' + asked if asked else ''}; "
+            "give a folder of files {metadata, results}, or a run's folder"
+        )
+    return sorted(found, key=natural)
+
+
+def has_results(path: Path) -> bool:
+    """Whether a JSON file is a predictions file; others in the folder are none of ours."""
+    try:
+        content = read_json(path)
+    except (ValueError, RecursionError):
+        return "bn=" in path.name  # a broken batch must not go unseen
+    return isinstance(content, dict) and isinstance(content.get("results"), dict)
+
+
+def fits(path: Path, wanted: dict[str, str]) -> bool:
+    meta = read_folder(path).meta if path.is_dir() else read_envelope(path).metadata
+    return all(str(meta.get(key)) == value for key, value in wanted.items())
+
+
+def files_of_pattern(pattern: str) -> list[Path]:
+    """Raises FileNotFoundError if nothing matches."""
+    names = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute ones
+    found = [path for path in map(Path, names) if path.is_file() or is_run_folder(path)]
+    if not found:
+        raise FileNotFoundError(f"--pattern {pattern!r} matches no file; quote it, ** goes deeper")
+    return found

@@ -1,0 +1,309 @@
+"""One HTML file that opens by a double click: tables, figures, and every trace.
+
+The tables and figures are plain HTML and SVG; only the browser of traces needs the page's script.
+Nothing is fetched: the page forbids itself all connections.
+"""
+
+import html
+import re
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from lag.evaluation import tables
+from lag.evaluation.compare import LEVEL, STEPS, Difference, Interval
+from lag.evaluation.figures import FIGURES, inline_svg
+from lag.evaluation.report_data import Bundle, bundle
+from lag.evaluation.results import IDENTITY, Evaluator, Result
+from lag.evaluation.scores import by_number
+from lag.files import write_text
+
+ASSETS = Path(__file__).parent
+HOLE = re.compile(r"\{\{(\w+)\}\}")
+SHOWN_GROUPS = 40  # rows of a table of groups; more would bury the page
+
+
+def escape(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def cell(text: str, kind: str = "", hint: str = "") -> str:
+    """A table cell; `hint` stands behind it, smaller. The text may be HTML, so escape it first."""
+    small = f" <small>{hint}</small>" if hint else ""
+    return f"<td{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{text}{small}</td>"
+
+
+def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], label: str) -> str:
+    """A table in a box that scrolls; every row begins with its heading."""
+    columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    body = "".join(
+        f'<tr><th scope="row" title="{escape(name)}">{escape(name)}</th>{"".join(cells)}</tr>'
+        for name, cells in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table>'
+        f"<thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def bounds(interval: Interval | None, spell: Callable[[float], str]) -> str:
+    return f"{spell(interval.low)} to {spell(interval.high)}" if interval else ""
+
+
+def score_cell(value: float, best: float, interval: Interval | None = None) -> str:
+    kind = "best" if value == best > 0 else ""
+    return cell(tables.percent(value), kind, bounds(interval, tables.percent))
+
+
+def result_cells(result: Result, best: dict[str, float]) -> list[str]:
+    """Scores with their intervals, then what became of the questions."""
+    metrics = result.evaluation.metrics
+    names = shown_metrics(result)
+    cells = []
+    for name in names:
+        interval = result.intervals[name] if name in ("em", "f1") else None
+        cells.append(score_cell(metrics[name], best[name], interval))
+    cells.append(cell(str(metrics["count"])))
+    cells.append(cell(str(metrics["answered"]), hint=f"{tables.percent(metrics['answer_rate'])} %"))
+    cells.append(cell(str(metrics["unanswered"])))
+    alarms = [metrics["errors"], metrics["missing"]]
+    return cells + [cell(str(count), "alarm" if count else "") for count in alarms]
+
+
+def shown_metrics(result: Result) -> tuple[str, ...]:
+    if result.evaluation.scorer == "choice":
+        return ("em",)
+    return ("em", "f1", "precision", "recall", "cover_em")
+
+
+def results_table(same: Sequence[Result]) -> str:
+    names = shown_metrics(same[0])
+    scored = [result.evaluation.metrics for result in same]
+    best = {name: max(metrics[name] for metrics in scored) for name in names}
+    head = ["run", *tables.score_head(same[0].evaluation.scorer), "questions", "answered",
+            "unanswered", "errors", "missing"]  # fmt: skip
+    rows = [(result.run.name, result_cells(result, best)) for result in same]
+    return table(head, rows, "Scores")
+
+
+def difference_cell(found: Difference, metric: str) -> str:
+    """A difference, coloured only where its interval leaves out zero; fewer steps are better."""
+    spell, sign = tables.spelling(metric), -1 if metric == STEPS else 1
+    if found.interval is None:
+        return cell(escape(tables.difference(found, metric)))
+    low, high = sorted((sign * found.interval.low, sign * found.interval.high))
+    kind = "up" if low > 0 else "down" if high < 0 else ""
+    return cell(spell(found.value), kind, bounds(found.interval, spell))
+
+
+def comparison_table(same: Sequence[Result]) -> str:
+    """Every run against its baseline; "" if there is none."""
+    compared = [result for result in same if result.comparison]
+    if not compared:
+        return ""
+    scorer = same[0].evaluation.scorer
+    head = ["run", "from", *tables.compared_head(scorer), "gained", "lost", "McNemar p",
+            "same questions", "clusters"]  # fmt: skip
+    rows = []
+    for result in compared:
+        found = result.comparison
+        cells = [cell(escape(found.baseline))]
+        cells += [
+            difference_cell(found.differences[name], name)
+            for name in tables.compared_metrics(scorer)
+        ]
+        cells += [
+            cell(str(found.gained)),
+            cell(str(found.lost)),
+            cell(escape(tables.p_value(found.p))),
+        ]
+        cells += [
+            cell(str(found.count)),
+            cell(str(found.clusters), hint=f"largest {found.largest}"),
+        ]
+        rows.append((result.run.name, cells))
+    return "<h3>Differences from the baseline, in points and steps</h3>" + table(
+        head, rows, "Differences"
+    )
+
+
+def flips_table(same: Sequence[Result], number: int) -> str:
+    """Changes of state with links to their questions; "" if nothing is compared."""
+    compared = [result for result in same if result.comparison and result.comparison.flips]
+    changes = list(dict.fromkeys(c for result in compared for c in result.comparison.flips))
+    if not changes:
+        return ""
+    rows = []
+    for result in compared:
+        counts = {change: len(ids) for change, ids in result.comparison.flips.items()}
+        cells = [flip_cell(result, number, change, counts.get(change, 0)) for change in changes]
+        rows.append((result.run.name, cells))
+    head = ["from baseline to run", *(change.replace(" > ", " to ") for change in changes)]
+    return "<h3>What changed</h3>" + table(head, rows, "Flips")
+
+
+def flip_cell(result: Result, number: int, change: str, count: int) -> str:
+    if not count:
+        return cell("0")
+    view = {"split": number, "left": result.comparison.baseline, "right": result.run.name}
+    return cell(f'<a href="#{escape(urlencode(view | {"flip": change}))}">{count}</a>')
+
+
+def cost_table(same: Sequence[Result]) -> str:
+    head = ["per question", "calls", "steps", "prompt tokens", "cached", "reused", "prefilled",
+            "new tokens", "seconds", "retrieve", "store", "prefill", "decode", "KV read", "KV on disk"]  # fmt: skip
+    rows = []
+    for result in same:
+        cells = tables.cost_cells(result.evaluation.cost, result.kv_stored)
+        rows.append((result.run.name, [cell(escape(text)) for text in cells]))
+    return "<h3>Cost</h3>" + table(head, rows, "Cost per question")
+
+
+def retrieval_table(same: Sequence[Result]) -> str:
+    """Recall and precision of supporting documents; "" where they are not known."""
+    known = [result for result in same if result.retrieval]
+    if not known:
+        return ""
+    columns = [name for name in known[0].retrieval if name != "count"]
+    rows = [
+        (r.run.name, [cell(tables.percent(r.retrieval[name])) for name in columns]) for r in known
+    ]
+    head = ["run", *columns]
+    return "<h3>Supporting documents among those that entered</h3>" + table(head, rows, "Retrieval")
+
+
+def settings_table(same: Sequence[Result]) -> str:
+    """What the runs were told, as far as they differ in it: controls, gates, own logs, models."""
+    metas = [result.meta() for result in same]
+    names = [name for name in IDENTITY if name != "mode"]
+    differ = [n for n in names if len({str(meta[n]) for meta in metas if n in meta}) > 1]
+    if not differ:
+        return ""
+    rows = [(meta["run"], [cell(escape(meta.get(name, "–"))) for name in differ]) for meta in metas]
+    head = ["run", *(name.replace("_", " ") for name in differ)]
+    return "<h3>Settings that differ</h3>" + table(head, rows, "Settings")
+
+
+def notes(same: Sequence[Result]) -> str:
+    lines = tables.notes(same)
+    items = "".join(
+        f"<li{' class=warning' if ': warning: ' in line else ''}>"
+        f"{escape(line.replace(': warning: ', ': ', 1))}</li>"
+        for line in lines
+    )
+    return f'<ul class="notes">{items}</ul>' if items else ""
+
+
+def groups_section(same: Sequence[Result]) -> str:
+    """A table per group, folded: exact match and size, run by run."""
+    grouped = {result.run.name: result.evaluation.groups for result in same}
+    names = list(dict.fromkeys(name for groups in grouped.values() for name in groups))
+    titles = {"logs": "number of logs that entered", "similarity": "similarity of the best log"}
+    return "".join(group_table(name, titles.get(name, name), grouped) for name in names)
+
+
+def group_table(name: str, label: str, grouped: dict[str, Any]) -> str:
+    values = sorted({v for groups in grouped.values() for v in groups.get(name, {})}, key=by_number)
+    if not values or values in (["none"], ["0"]):
+        return ""
+    shown = values[:SHOWN_GROUPS]
+    rows = []
+    for run, groups in grouped.items():
+        found = [groups.get(name, {}).get(value) for value in shown]
+        cells = [
+            cell(tables.percent(f["em"]), hint=f"n {f['count']}") if f else cell("") for f in found
+        ]
+        rows.append((run, cells))
+    rest = f" (the first {len(shown)} of {len(values)})" if len(values) > len(shown) else ""
+    return (
+        f'<details class="groups"><summary>By {escape(label)}{rest}</summary>'
+        f"{table(['run', *shown], rows, label)}</details>"
+    )
+
+
+def figures_section(same: Sequence[Result], number: int) -> str:
+    drawn = []
+    for figure in FIGURES:
+        rows = figure.rows(same)
+        if rows:
+            drawn.append(f"<figure>{inline_svg(figure, rows, f'{figure.name}{number}')}</figure>")
+    return f'<div class="figures">{"".join(drawn)}</div>'
+
+
+def section(same: Sequence[Result], number: int) -> str:
+    """All of one split but its traces."""
+    parts = [
+        results_table(same), comparison_table(same), notes(same), figures_section(same, number),
+        flips_table(same, number), cost_table(same), retrieval_table(same), settings_table(same),
+        groups_section(same),
+    ]  # fmt: skip
+    return f'<section id="{anchor(number)}"><h2>{escape(tables.title(same[0]))}</h2>{"".join(parts)}</section>'
+
+
+def anchor(number: int) -> str:
+    return f"part-{number}"
+
+
+def lede(results: Sequence[Result]) -> str:
+    """What a reader must know to read the numbers."""
+    models = sorted({str(r.run.meta.get("model") or "") for r in results} - {""})
+    ran = f"Model: {', '.join(models)}. " if models else ""
+    return escape(
+        f"{ran}Scores are percent of all questions asked: unanswered, failed and missing ones count "
+        f"as wrong. Small figures are {LEVEL} % intervals from a seeded paired bootstrap over "
+        "clusters of questions that share a sub-question; a difference is coloured where its "
+        "interval leaves out zero. McNemar's p takes questions as independent."
+    )
+
+
+def cut_note(packed: Bundle) -> str:
+    told = ["Only documents and logs that entered some prompt are included."]
+    if packed.limit:
+        told.append(
+            f"To keep the file small, texts longer than {packed.limit:,} characters are cut, "
+            "and marked where they are."
+        )
+    return " ".join(told)
+
+
+def page(results: Sequence[Result], evaluator: Evaluator, unredacted: bool) -> str:
+    """The whole report as HTML."""
+    groups = [list(g) for _, g in groupby(results, key=lambda r: (r.run.dataset, r.run.split))]
+    packed = bundle(results, evaluator, unredacted)
+    pieces = "\n".join(
+        f'<script type="text/plain" id="piece-{name}">{text}</script>'
+        for name, text in packed.pieces.items()
+    )
+    links = [(anchor(n), tables.title(same[0]).split(",")[0]) for n, same in enumerate(groups)]
+    datasets = ", ".join(dict.fromkeys(same[0].run.dataset for same in groups))
+    fills = {
+        "title": escape(f"{datasets}: runs compared"),
+        "heading": escape(f"{datasets}: {len(results)} runs compared"),
+        "lede": lede(results),
+        "nav": "".join(
+            f'<a href="#{a}">{escape(t)}</a>' for a, t in [*links, ("traces", "Traces")]
+        ),
+        "sections": "\n".join(section(same, n) for n, same in enumerate(groups)),
+        "cut": escape(cut_note(packed)),
+        "footer": f"{sum(len(r.evaluation.outcomes) for r in results):,} rows; made by evaluate.py",
+        "pieces": pieces,
+        "style": asset("report.css"),
+        "script": asset("report.js"),
+    }
+    return HOLE.sub(lambda hole: fills[hole[1]], asset("report.html"))
+
+
+def asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def write_report(
+    path: Path, results: Sequence[Result], evaluator: Evaluator, *, unredacted: bool
+) -> None:
+    """Write the report; half a character, which no file can hold, becomes a mark.
+
+    unredacted: show the texts of gated data sets too.
+    """
+    write_text(path, page(results, evaluator, unredacted).encode(errors="replace").decode())

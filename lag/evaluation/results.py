@@ -1,0 +1,225 @@
+"""What is known of every run once all are scored: the one record that tables and reports show."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lag.evaluation.compare import (
+    Comparison,
+    Interval,
+    Sampling,
+    compare,
+    differing,
+    find_baseline,
+    intervals,
+    named_baseline,
+)
+from lag.evaluation.find_runs import Run
+from lag.evaluation.gold import Catalogue, asked
+from lag.evaluation.leakage import Leakage, Stores, leakage
+from lag.evaluation.scores import Evaluation, scorer_of
+from lag.modes import MODES
+from lag.paths import Paths
+from lag.records import Document
+from lag.solvers import DEFAULT_SOLVER, SOLVERS
+from lag.tasks import SPLITS, read_documents
+from lag.trace_files import natural
+
+logger = logging.getLogger(__name__)
+
+
+# What of a run's identity its results repeat, where the run says it.
+IDENTITY = (
+    "solver", "mode", "model", "provider", "seed", "setting", "batch_size", "retriever", "num_docs",
+    "num_logs", "max_steps", "trace_steps", "trace_tokens", "temperature", "prefill", "layout",
+    "log_order", "log_limit", "log_tokens", "log_control", "min_similarity", "exclude_self",
+    "sheet", "kv_dtype", "sink", "recompute",
+)  # fmt: skip
+
+
+UNSAFE = re.compile(r"[^\w.=+-]+")
+
+
+@dataclass(slots=True)
+class Result:
+    """One run: scored, and compared with the baseline of its split and solver (None if it is that).
+
+    kv_stored: bytes of its mode's KV on disk, 0 if it has none.
+    """
+
+    evaluation: Evaluation
+    intervals: dict[str, Interval | None]
+    comparison: Comparison | None = None
+    leakage: Leakage | None = None
+    retrieval: dict[str, float] = field(default_factory=dict)
+    kv_stored: int = 0
+
+    @property
+    def run(self) -> Run:
+        return self.evaluation.run
+
+    @property
+    def warnings(self) -> list[str]:
+        return self.run.warnings
+
+    def meta(self) -> dict[str, Any]:
+        run = self.run
+        known = {name: run.meta[name] for name in IDENTITY if run.meta.get(name) is not None}
+        return {
+            "dataset": run.dataset,
+            "split": run.split,
+            "run": run.name,
+            "mode": run.mode,
+            **known,
+            "scorer": self.evaluation.scorer,
+            "preds_path": [str(path) for path in run.paths],
+            "warnings": self.warnings,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        evaluation = self.evaluation
+        return {
+            "metrics": evaluation.metrics,
+            "intervals": {k: v and asdict(v) for k, v in self.intervals.items()},
+            "meta": self.meta(),
+            "comparison": self.comparison and self.comparison.to_json(),
+            "leakage": self.leakage and self.leakage.to_json(),
+            "cost": {**evaluation.cost, "kv_stored": self.kv_stored},
+            "retrieval": self.retrieval,
+            "groups": evaluation.groups,
+            "curve": evaluation.curve,
+            "questions": {id: row_of(o) for id, o in evaluation.outcomes.items()},
+        }
+
+    @property
+    def file_name(self) -> str:
+        """A name that tells the run from every other one, the same each time."""
+        meta = self.run.meta
+        pieces = [self.run.dataset, self.run.split, self.run.name]
+        if meta.get("model"):
+            pieces.append(Path(str(meta["model"])).name)
+        if meta.get("seed") is not None:
+            pieces.append(f"seed={meta['seed']}")
+        return "_".join(UNSAFE.sub("-", str(piece)) for piece in pieces if piece)[:200] + ".json"
+
+
+def row_of(outcome: Any) -> dict[str, Any]:
+    scores = {name: outcome.scores[name] for name in ("em", "f1")}
+    return {"state": outcome.state, **scores, "steps": outcome.num_steps}
+
+
+def name_apart(runs: Sequence[Run]) -> None:
+    """Runs of one name on one split get what tells them apart behind it: model, seed, or folder."""
+    for tell in (by_model, by_seed, by_folder):
+        alike: dict[tuple[str, str, str], list[Run]] = {}
+        for run in runs:
+            alike.setdefault((run.dataset, run.split, run.name), []).append(run)
+        for same in alike.values():
+            if len({tell(run) for run in same}) > 1:
+                for run in same:
+                    run.name = f"{run.name} {tell(run)}".strip()
+
+
+def by_model(run: Run) -> str:
+    return Path(str(run.meta.get("model") or "")).name
+
+
+def by_seed(run: Run) -> str:
+    seed = run.meta.get("seed")
+    return "" if seed is None else f"seed={seed}"
+
+
+def by_folder(run: Run) -> str:
+    return str(run.paths[0].parent)
+
+
+def documents_of(data: Path, dataset: str) -> Mapping[str, Document]:
+    paths = Paths(data, dataset)
+    return read_documents(paths) if dataset and paths.docs.is_file() else {}
+
+
+def kv_stored(run: Run, data: Path) -> int:
+    """Bytes of KV on disk that a run's model and mode have, whoever asked for them."""
+    digest = run.meta.get("model_digest")
+    if not digest or not run.dataset:
+        return 0
+    folder = Paths(data, run.dataset).kv / str(digest) / run.mode
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+class Evaluator:
+    """Scores runs and compares those of one split; what they share is read once."""
+
+    def __init__(self, catalogue: Catalogue, sampling: Sampling, scorer: str = "auto"):
+        self.catalogue, self.sampling, self.scorer = catalogue, sampling, scorer
+        self.stores = Stores(catalogue)
+        self.documents: dict[str, Mapping[str, Document]] = {}
+
+    def results(self, runs: Sequence[Run], baseline: str = "") -> list[Result]:
+        """All runs, by data set, split and solver, the baseline of each first.
+
+        Raises:
+            ValueError: an unknown scorer or baseline, or a row without a gold answer.
+        """
+        name_apart(runs)
+        results = []
+        for key in dict.fromkeys((run.dataset, run.split) for run in runs):
+            same = [run for run in runs if (run.dataset, run.split) == key]
+            results += self.compared([self.evaluate(run) for run in same], baseline)
+        return results
+
+    def evaluate(self, run: Run) -> Evaluation:
+        return Evaluation.of(run, scorer_of(run, self.scorer), asked(run, self.catalogue))
+
+    def compared(self, evaluations: list[Evaluation], wanted: str) -> list[Result]:
+        """Every run with the wanted baseline, or with the one of its solver."""
+        runs = [evaluation.run for evaluation in evaluations]
+        chosen = named_baseline(wanted, runs) if wanted else None
+        against = {id(run): chosen or find_baseline(run, runs) for run in runs}
+        sides = {id(evaluation.run): evaluation for evaluation in evaluations}
+        evaluations.sort(key=lambda e: (e.run is not chosen, *order(e.run, against[id(e.run)])))
+        return [self.result(e, sides.get(id(against[id(e.run)]))) for e in evaluations]
+
+    def result(self, evaluation: Evaluation, baseline: Evaluation | None) -> Result:
+        run = evaluation.run
+        compared = None
+        if baseline and baseline is not evaluation:
+            compared = compare(evaluation, baseline, self.sampling)
+            run.warnings += differing(evaluation.run, baseline.run)
+        elif not baseline and run.solver:
+            run.warnings.append(lonely(run))
+        return Result(
+            evaluation,
+            intervals(evaluation, self.sampling),
+            compared,
+            leakage(evaluation, self.stores),
+            evaluation.retrieval(self.documents_for(run)),
+            kv_stored(run, self.catalogue.data),
+        )
+
+    def documents_for(self, run: Run) -> Mapping[str, Document]:
+        if run.dataset not in self.documents:
+            self.documents[run.dataset] = documents_of(self.catalogue.data, run.dataset)
+        return self.documents[run.dataset]
+
+
+def place(name: str, table: Iterable[str]) -> int:
+    """Where a name stands in a table; unknown ones last."""
+    return [*table, name].index(name)
+
+
+def order(run: Run, baseline: Run | None) -> tuple[Any, ...]:
+    """Sort key: solver by solver, each baseline first, then in the order of the table of modes."""
+    solver = place(run.solver, SOLVERS)
+    return solver, run.solver, run is not baseline, place(run.mode, MODES), natural(run.name)
+
+
+def lonely(run: Run) -> str:
+    """What to tell of a run that has no baseline, and how to make one."""
+    solver = "" if run.solver == DEFAULT_SOLVER else f" --solver {run.solver}"
+    split = f" --split {run.split}" if run.split in SPLITS else ""
+    made = f"; run: python agentic.py -m base -d {run.dataset}{solver}{split}" if run.task else ""
+    return f"compared with nothing: no run of solver {run.solver} without logs is here{made}"

@@ -1,0 +1,181 @@
+"""Fields of a row of JSON: read as what they should be, or refused with their name.
+
+Rows come from files that others wrote. Every check here raises a ValueError that names the field
+and shows what it holds; the caller puts the file and the row in front.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+Row = dict[str, Any]
+
+
+# Such a character is no text: it cannot be written as UTF-8, nor reach a tokenizer.
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def clip(value: Any, width: int = 40) -> str:
+    """A value as an error message may show it."""
+    shown = repr(value)
+    return shown if len(shown) <= width else shown[: width - 3] + "..."
+
+
+def text_of(row: Row, field: str) -> str:
+    """A field that must hold text; a number is written out.
+
+    Raises:
+        ValueError: absent, blank, or something else; names the field.
+    """
+    value = row.get(field)
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        found = f"holds {clip(value)}" if field in row else "is missing"
+        raise ValueError(f"field '{field}' {found}; expected text")
+    if SURROGATE.search(value):
+        raise ValueError(f"field '{field}' holds half a character (a lone surrogate); re-export it")
+    return value
+
+
+def texts_of(row: Row, field: str) -> tuple[str, ...]:
+    """A field that, where present, must hold a list of texts; blank ones are left as they are.
+
+    Raises:
+        ValueError: something else; names the field and the place.
+    """
+    values = row.get(field)
+    if values is None:
+        return ()
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"field '{field}' holds {clip(values)}; expected a list of texts")
+    named = {f"{field}[{n}]": value for n, value in enumerate(values)}
+    return tuple(value if value == "" else text_of(named, place) for place, value in named.items())
+
+
+def records_of(row: Row, field: str) -> list[Row]:
+    """A field that, where present, must hold a list of objects.
+
+    Raises:
+        ValueError: something else; names the field.
+    """
+    values = row.get(field)
+    if values is None:
+        return []
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise ValueError(f"field '{field}' holds {clip(values)}; expected a list of objects")
+    return values
+
+
+def lists_of(row: Row, field: str, width: int) -> list[list[Any]]:
+    """A field that, where present, must hold a list of lists of at least `width` values.
+
+    Raises:
+        ValueError: something else; names the field.
+    """
+    values = row.get(field)
+    if values is None:
+        return []
+    if not isinstance(values, list) or not all(
+        isinstance(value, list | tuple) and len(value) >= width for value in values
+    ):
+        raise ValueError(f"field '{field}' holds {clip(values)}; expected a list of {width}-lists")
+    return values
+
+
+def unique(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def as_object(pairs: list[tuple[str, Any]]) -> Row:
+    """A JSON object; a key that stands twice would lose what the first one holds."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in value if keys.count(key) > 1)
+        raise ValueError(f"the key {clip(twice)} stands twice in one object")
+    return value
+
+
+def parsed(text: str) -> Any:
+    """A piece of JSON.
+
+    Raises:
+        ValueError: not JSON, or nested too deep to be read; one line says where.
+    """
+    try:  # NaN: a value that is missing
+        return json.loads(text, parse_constant=lambda name: None, object_pairs_hook=as_object)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+    except RecursionError as error:
+        raise ValueError("not valid JSON: nested too deep") from error
+
+
+def text(value: Any) -> str:
+    """A text, a number written out, or "" for nothing.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(value, str):
+        return value if value.isascii() else SURROGATE.sub("\ufffd", value)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"holds {clip(value)}; expected text")
+    return str(value)
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """A list of texts, or one text; blank ones are left out."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(found for found in map(text, values) if found.strip())
+
+
+def number(value: Any) -> int | float:
+    """A finite number that is not negative; 0 for nothing.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e18:
+        raise ValueError(f"holds {clip(value)}; expected a number")
+    return value
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """An object; an empty one for nothing.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(value or {}, dict):
+        raise ValueError(f"holds {clip(value)}; expected an object")
+    return value or {}
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """A list of objects; an empty one for nothing.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(value or [], list):
+        raise ValueError(f"holds {clip(value)}; expected a list")
+    return [mapping(item) for item in value or []]
+
+
+def check_encodable(value: Any) -> None:
+    """Raises ValueError for half a character anywhere: it could never be written out again."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list):
+        for item in value:
+            check_encodable(item)
+    elif isinstance(value, str) and SURROGATE.search(value):
+        raise ValueError("its metadata holds half a character (a lone surrogate)")

@@ -1,0 +1,274 @@
+"""A cache that new tokens are written into, and how heads and stored spans get into it.
+
+Every row lies contiguous at the right end of a layer's tokens, so that distances by index are
+distances by position, which is what a sliding window goes by. Behind them is room: a token that
+is generated is written there, instead of copying all that came before.
+
+Shapes: B batch, T tokens, H key/value heads, D head dim.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from lag.kv.rope import Mover
+
+MIN_ROOM = 64  # tokens
+
+
+def with_room(length: int) -> int:
+    """How many tokens a buffer should hold that now holds `length`."""
+    return length + max(MIN_ROOM, length // 8)
+
+
+class RoomyLayer(DynamicLayer):
+    """The keys and values of one layer, with room behind them, and for more rows.
+
+    write: fills in the tokens that the layer was made with, when it is first needed; None if they
+        are there.
+    buffers: (S, H, capacity, D) each, S at least the rows in flight. In front of a row's tokens
+        lies nothing that is not finite: masked out, it still is multiplied by zero.
+    keys, values: the tokens so far, (B, H, T, D): the first B rows of the buffers, up to `end`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.buffers: tuple[Tensor, Tensor] | None = None
+        self.write: Callable[[], None] | None = None
+        self.end = 0
+
+    @classmethod
+    def of(cls, buffers: tuple[Tensor, Tensor], length: int) -> "RoomyLayer":
+        """A layer whose first `length` tokens lie in the buffers (B, H, capacity, D)."""
+        layer = cls()
+        layer._show(buffers, len(buffers[0]), length, length)
+        return layer
+
+    def _show(self, buffers: tuple[Tensor, Tensor], rows: int, width: int, end: int) -> None:
+        self.buffers, self.end = buffers, end
+        self.keys, self.values = (buffer[:rows].narrow(2, end - width, width) for buffer in buffers)
+        self.dtype, self.device = self.keys.dtype, self.keys.device
+        self.is_initialized = True  # without it a length of 0 is reported
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append tokens; called by the model's attention."""
+        self.settle()
+        new, width = (key_states, value_states), self.get_seq_length()
+        rows, more = len(key_states), key_states.shape[-2]
+        if self.buffers is None:
+            room = with_room(more)
+            self._show(buffers_like(new, rows, room), rows, 0, 0)
+        elif self.end + more > self.buffers[0].shape[-2]:
+            slots = len(self.buffers[0])
+            to = with_room(width) if slots > 1 else width  # longer rows may join
+            self._move(slots, to, with_room(to + more))
+        end = self.end + more
+        for buffer, states in zip(self.buffers, new, strict=True):
+            buffer[:rows].narrow(2, self.end, more).copy_(states)
+        self._show(self.buffers, rows, width + more, end)
+        return (self.keys, self.values) if width else new
+
+    def settle(self) -> None:
+        """Write what is still to be written."""
+        write, self.write = self.write, None
+        if write:
+            write()
+
+    def _move(self, slots: int, end: int, capacity: int) -> None:
+        """Copy all rows, so that they end at `end`, to new memory for more of them."""
+        old, (rows, _, width, _) = (self.keys, self.values), self.keys.shape
+        buffers = buffers_like(old, slots, capacity)
+        for buffer, states in zip(buffers, old, strict=True):
+            buffer[:rows, :, : end - width] = 0  # a longer row may join, and show it
+            buffer[:rows, :, end - width : end] = states
+        self._show(buffers, rows, width, end)
+
+    def arrange(
+        self, order: Sequence[int], joining: Sequence[tuple[Tensor, Tensor]], width: int, slots: int
+    ) -> None:
+        """Make row k what `order[k]` names: a row of now, or, counted on from these, a new one.
+
+        joining: keys and values (H, T, D) of each new row. width: tokens of the longest row.
+        slots: how many rows there is going to be room for.
+        """
+        count = len(self.keys)
+        if len(order) > len(self.buffers[0]) or width > self.end:
+            end = with_room(max(width, self.get_seq_length()))
+            self._move(max(slots, len(order)), end, with_room(end))
+        moved = {to: row for to, row in enumerate(order) if row < count and row != to}
+        for buffer in self.buffers if moved else ():
+            seen = buffer[:, :, : self.end]
+            seen[list(moved)] = seen[list(moved.values())]
+        for to, row in enumerate(order):
+            if row >= count:
+                self._enter(to, joining[row - count])
+        self._show(self.buffers, len(order), width, self.end)
+
+    def _enter(self, row: int, pair: tuple[Tensor, Tensor]) -> None:
+        for buffer, states in zip(self.buffers, pair, strict=True):
+            start = self.end - states.shape[-2]
+            buffer[row, :, :start] = 0
+            buffer[row, :, start : self.end] = states
+
+    def shift_right(self, shifts: list[int], width: int) -> None:
+        """Move the padding at the right end of each row to its left end, down to a width."""
+        for states in (self.keys, self.values):
+            for row, shift in zip(states, shifts, strict=True):
+                if shift:
+                    row.copy_(row.roll(shift, -2))
+        self._show(self.buffers, len(shifts), width, self.end)
+
+
+class RoomyCache(DynamicCache):
+    """Keeps every token of a sliding layer too: a kept span may be longer than the window."""
+
+    def __init__(self, layers: Sequence[RoomyLayer] = ()):
+        super().__init__()
+        self.layer_class_to_replicate = RoomyLayer
+        self.layers.extend(layers)
+
+
+def buffers_like(
+    states: tuple[Tensor, Tensor], rows: int, capacity: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Uninitialised memory (rows, H, capacity, D) for the likes of keys and values (.., H, T, D)."""
+    return tuple(
+        state.new_empty(rows, state.shape[-3], capacity, state.shape[-1], device=device)
+        for state in states
+    )
+
+
+def memory_of(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """The memory of a cache that nobody needs any more, per layer.
+
+    Fresh memory costs a page fault every 4 KiB, as much time as filling it. On a GPU torch itself
+    keeps what it had.
+    """
+    layers = [getattr(layer, "buffers", None) for layer in cache.layers]
+    there = all(pair and pair[0].device.type == "cpu" for pair in layers)
+    return layers if there else []
+
+
+def taken(
+    spare: tuple[Tensor, Tensor], states: tuple[Tensor, Tensor], rows: int, capacity: int
+) -> tuple[Tensor, Tensor] | None:
+    """As `buffers_like`, in memory that is spare; None if that is too small, or another kind."""
+    found = []
+    for buffer, state in zip(spare, states, strict=True):
+        flat = buffer.new_empty(0).set_(buffer.untyped_storage())
+        shape = (rows, state.shape[-3], capacity, state.shape[-1])
+        if flat.dtype != state.dtype or len(flat) < math.prod(shape):
+            return None
+        found.append(flat[: math.prod(shape)].view(shape))
+    return tuple(found)
+
+
+def placed(
+    rows: Sequence[Any],
+    width: int,
+    capacity: int,
+    mover: Mover,
+    angles: list,
+    heads: dict[tuple, list],
+    spare: Sequence[tuple[Tensor, Tensor]] = (),
+) -> RoomyCache:
+    """A cache of what the rows kept, their heads and spans, at the right end of `width` tokens.
+
+    rows: `kv.Row`, of which at least one has spans or keeps something.
+    mover, angles: what places keys, and where: per layer, from position 0 to at least `width`. None
+        and nothing where no row has spans.
+    heads: per head of the rows its keys and values (H, T, D) per layer.
+    spare: memory per layer that may be overwritten.
+    """
+    late = any(span.late for row in rows for span in row.placed)
+    layers = []
+    for index, (pair, device) in enumerate(likes(rows, mover)):
+        old = taken(spare[index], pair, len(rows), capacity) if spare else None
+        buffers = old or buffers_like(pair, len(rows), capacity, device)
+        layer = RoomyLayer.of(buffers, width)
+        layer.write = partial(write_rows, rows, index, buffers, width, mover, angles, heads)
+        if not late:
+            layer.settle()
+        layers.append(layer)
+    return RoomyCache(layers)
+
+
+def write_rows(
+    rows: Sequence[Any],
+    layer: int,
+    buffers: tuple[Tensor, Tensor],
+    width: int,
+    mover: Mover | None,
+    angles: list,
+    heads: dict[tuple, list],
+) -> None:
+    """Write the prefixes of all rows into a layer's memory, at the right end of `width` tokens."""
+    for row, keys, values in zip(rows, *buffers, strict=True):
+        start = width - row.num_prefix
+        keys[:, :start] = values[:, :start] = 0  # unseen, but NaN times zero would be NaN
+        write_prefix(row, layer, keys[:, start:], values[:, start:], mover, angles, heads)
+
+
+def likes(rows: Sequence[Any], mover: Mover | None) -> list[tuple]:
+    """Per layer a pair of keys and values like those of the rows, and where the layer keeps its."""
+    kept = next((row.kept for row in rows if row.kept), None)
+    if kept:
+        return [(pair, pair[0].device) for pair in kept.layers]
+    span = next(span for row in rows for span in row.spans)
+    return list(zip(span.likes, mover.devices, strict=True))
+
+
+def write_prefix(
+    row: Any,
+    layer: int,
+    keys: Tensor,
+    values: Tensor,
+    mover: Mover,
+    angles: list,
+    heads: dict[tuple, list],
+) -> None:
+    """Write what a row kept, or its head, and its spans into a layer's memory (H, T, D)."""
+    ready = row.kept.layers if row.kept else heads.get(row.before)
+    place = row.kept.length if row.kept else len(row.before)
+    if place:
+        keys[:, :place], values[:, :place] = ready[layer]
+    for span in row.placed:
+        here = slice(place, place + len(span.ids))
+        turn = angles[layer] and tuple(part[..., here, :] for part in angles[layer])
+        mover.write(layer, span.keys[layer], turn, keys[:, here])
+        values[:, here] = span.values[layer]
+        place = here.stop
+
+
+def empty_like(cache: RoomyCache) -> RoomyCache:
+    """A cache without rows, of the same layers."""
+    parts = [(layer.keys[:0, :, :0], layer.values[:0, :, :0]) for layer in cache.layers]
+    return RoomyCache([RoomyLayer.of(part, 0) for part in parts])
+
+
+def joined(caches: Sequence[RoomyCache], order: list[int]) -> RoomyCache:
+    """One cache of all rows, aligned at the right end; row i is `order[i]` of all, in sequence."""
+    if len(caches) == 1 and order == sorted(order):
+        return caches[0]
+    width = max(one.get_seq_length() for one in caches)
+    layers = []
+    for parts in zip(*(one.layers for one in caches), strict=True):
+        buffers = buffers_like((parts[0].keys, parts[0].values), len(order), with_room(width))
+        for buffer, name in zip(buffers, ("keys", "values"), strict=True):
+            rows = [row for part in parts for row in getattr(part, name)]
+            for to, source in zip(buffer, order, strict=True):
+                start = width - rows[source].shape[-2]
+                to[:, :start] = 0
+                to[:, start:width] = rows[source]
+        for part in parts:  # one layer at a time is in memory twice
+            part.keys = part.values = part.buffers = None
+        layers.append(RoomyLayer.of(buffers, width))
+    return RoomyCache(layers)

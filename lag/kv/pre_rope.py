@@ -1,0 +1,133 @@
+"""Keys as a layer computes them before it rotates them, where a model lets them be seen.
+
+Undoing a rotation costs a rounding that never happened in the model. Where some module's output is
+the keys themselves (a projection, or the norm behind it), it is taken instead. Which module that
+is, and in which precision the model rotates, is found by trial: placed where the model put them,
+the module's output must equal the model's own keys, bit for bit.
+
+Shapes: B batch, T tokens, H key/value heads, D head dim.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lag.kv.rope import Turn, rotate
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The module whose output is a layer's keys before rotation.
+
+    heads_first: its output is (B, H, T, D); otherwise (B, T, H, D) or (B, T, H * D).
+    """
+
+    module: str
+    heads_first: bool = False
+
+    def keys(self, output: Tensor, like: Tensor) -> Tensor | None:
+        """An output as keys of the shape (B, H, T, D) of `like`; None if it cannot be."""
+        batch, heads, length, dim = like.shape
+        if self.heads_first:
+            return output if output.shape == like.shape else None
+        if output.shape not in ((batch, length, heads, dim), (batch, length, heads * dim)):
+            return None
+        return output.reshape(batch, length, heads, dim).transpose(1, 2)
+
+
+@contextmanager
+def outputs_of(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """While this is open, the last output of each named module of the base model is kept."""
+    seen: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Callable:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                seen[name] = output
+
+        return keep
+
+    modules = [(name, model.base_model.get_submodule(name)) for name in names]
+    hooks = [module.register_forward_hook(keeper(name)) for name, module in modules]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def layer_names(model: nn.Module, count: int) -> list[str]:
+    """The names of the decoder layers; empty if they stand in no list of their own."""
+    for name, module in model.base_model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return [f"{name}.{index}" for index in range(count)]
+    return []
+
+
+def find_sources(
+    model: nn.Module,
+    turns: Sequence[Turn | None],
+    probe: Callable[[int], Sequence[Tensor]],
+    offsets: Sequence[int],
+) -> tuple[tuple[Turn | None, ...], tuple[Source | None, ...]]:
+    """Where each layer's keys can be taken before rotation, and its turn in the right precision.
+
+    probe: encodes the same tokens from an offset on; returns the keys (1, H, T, D) of each layer.
+    """
+    layers = layer_names(model, len(turns))
+    rotating = [index for index, turn in enumerate(turns) if turn]
+    if not layers:
+        return tuple(turns), (None,) * len(turns)
+    inside = [
+        name
+        for name, _ in model.base_model.named_modules()
+        if any(name.startswith(layer + ".") for layer in layers)
+    ]
+    trials = []
+    for offset in offsets:
+        with outputs_of(model, inside) as seen:
+            keys = probe(offset)
+        trials.append((offset, seen, keys))
+    first = rotating[0]
+    found = _first_fitting(layers[first], turns[first], first, trials)
+    if found is None:
+        return tuple(turns), (None,) * len(turns)
+    source, precise = found
+    exact = {t: replace(t, tables=precise.tables, products=precise.products) for t in turns if t}
+    sources = [_source_of(layers[i], source, exact.get(t), i, trials) for i, t in enumerate(turns)]
+    return tuple(exact.get(turn) for turn in turns), tuple(sources)
+
+
+def _first_fitting(layer: str, turn: Turn, index: int, trials: list) -> tuple[Source, Turn] | None:
+    """The first module of a layer, and precision, that gives the layer's keys bit for bit."""
+    _, seen, keys = trials[0]
+    names = [name.removeprefix(layer + ".") for name in seen if name.startswith(layer + ".")]
+    dtypes = (keys[index].dtype, torch.float32)
+    precise = [replace(turn, tables=a, products=b) for a, b in product(dtypes, dtypes)]
+    for name, heads_first, candidate in product(names, (False, True), precise):
+        source = Source(name, heads_first)
+        if _source_of(layer, source, candidate, index, trials):
+            return source, candidate
+    return None
+
+
+def _source_of(
+    layer: str, source: Source, turn: Turn | None, index: int, trials: list
+) -> Source | None:
+    """The source with its full name, if in every trial it gives this layer's keys."""
+    full = replace(source, module=f"{layer}.{source.module}")
+    for offset, seen, keys in trials:
+        expected, output = keys[index], seen.get(full.module)
+        free = full.keys(output, expected) if turn and output is not None else None
+        if free is None or 2 * len(turn.inv_freq) > free.shape[-1]:
+            return None
+        angles = turn.angles(torch.arange(offset, offset + expected.shape[-2]))
+        angles = tuple(part.to(expected.device) for part in angles)
+        if not torch.equal(rotate(free, angles, turn.interleaved), expected):
+            return None
+    return full

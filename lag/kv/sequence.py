@@ -1,0 +1,98 @@
+"""The plan of one sequence: which keys and values stand where before the prompt's own tokens."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from lag.kv.span import ON_CPU, ON_GPU, KVSpan
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Kept:
+    """The beginning of a sequence that a row before it left in the cache.
+
+    layers: keys and values (H, T, D) per layer, of positions 0 to T - 1.
+    spans: how many spans of the row lie in it, whole; they follow its head, which does too.
+    tokens: how many of its T tokens were computed, and not placed.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    spans: int = 0
+    tokens: int = 0
+
+    @property
+    def length(self) -> int:
+        return self.layers[0][0].shape[-2]
+
+    def copied(self) -> "Kept":
+        """The same in memory of its own."""
+        return replace(self, layers=tuple((k.clone(), v.clone()) for k, v in self.layers))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Row:
+    """One sequence: tokens, placed spans, tokens.
+
+    head: tokens before the spans; they see only themselves. May be empty.
+    tail: at least one token; they see everything.
+    kept: what of all this need not be computed or placed again; never the last token.
+    recompute: how many tokens at the beginning of each span are computed again: see `linking`.
+    """
+
+    head: tuple[int, ...] = ()
+    spans: tuple[KVSpan, ...] = ()
+    tail: tuple[int, ...] = ()
+    kept: Kept | None = None
+    recompute: int = 0
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """The head if spans follow it, and it is not kept; otherwise it is part of `fresh`."""
+        return self.head if self.spans and not self.kept else ()
+
+    @property
+    def placed(self) -> tuple[KVSpan, ...]:
+        """The spans that are not kept."""
+        return self.spans[self.kept.spans :] if self.kept else self.spans
+
+    @property
+    def fresh(self) -> tuple[int, ...]:
+        """The tokens after the spans; without spans all; of them those that are not kept."""
+        after = self.tail if self.spans else self.head + self.tail
+        return after[len(after) - (len(self) - self.num_prefix) :]
+
+    @property
+    def num_cached(self) -> int:
+        return sum(len(span.ids) for span in self.placed)
+
+    @property
+    def num_recomputed(self) -> int:
+        """Of the placed tokens, how many are computed again."""
+        return sum(min(len(span.ids), self.recompute) for span in self.placed)
+
+    @property
+    def num_prefix(self) -> int:
+        return (self.kept.length if self.kept else len(self.before)) + self.num_cached
+
+    def __len__(self) -> int:
+        return len(self.head) + sum(len(span.ids) for span in self.spans) + len(self.tail)
+
+
+def tokens_per_forward(model: nn.Module) -> int:
+    return ON_CPU if model.device.type == "cpu" else ON_GPU
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indexes grouped so that a group, padded to its longest, stays within the token budget.
+
+    Groups are formed from the shortest up, so that little of a group is padding.
+    """
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if group and (len(group) + 1) * lengths[index] > budget:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group

@@ -1,0 +1,289 @@
+"""The bytes of one stored span: safetensors, with a header that says what it is.
+
+A file is read in one piece into memory of its own: what was verified is what is used, whatever
+happens to the file meanwhile. A tensor is a view of that memory.
+"""
+
+import base64
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+import xxhash
+from safetensors.torch import save
+from torch import Tensor
+
+from lag.kv.quantize import Packing, pack, unpack
+from lag.kv.span import KVSpan
+from lag.kv_store.fingerprint import raw
+
+LENGTH_BYTES = 8  # of the length of the JSON that a safetensors file begins with
+SUM_BYTES = 8  # of a checksum
+
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+}
+
+
+NOTHING = torch.empty(0, dtype=torch.uint8)
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class Damaged(Exception):
+    """A file of the store does not hold what its name promises."""
+
+
+def span_bytes(
+    span: KVSpan, after: Sequence[int], identity: dict[str, str], packing: Packing
+) -> bytes:
+    """The content of a file."""
+    ids = {"after": after, "keep": span.ids}
+    tensors = {name: torch.tensor(part, dtype=torch.int32) for name, part in ids.items()}
+    tensors |= pack(span, packing)
+    sums = base64.b64encode(b"".join(checksums(tensors))).decode()
+    table = {name: [DTYPE_NAMES[one.dtype], list(one.shape)] for name, one in tensors.items()}
+    about = {"num_layers": len(span.keys), "of": DTYPE_NAMES[span.keys[0].dtype]}
+    header = {**identity, **about, "checksums": sums, "table": table_sum(table)}
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"))
+    # one entry: of several the library would write any first, and no file would be like another
+    return save(tensors, metadata={"lag": f"{text_sum(text)} {text}"})
+
+
+def read_span(
+    path: Path,
+    after: Sequence[int],
+    keep: Sequence[int],
+    identity: dict[str, str],
+    packing: Packing,
+) -> KVSpan:
+    """Read one file and check everything it holds.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: it does not hold these tokens' span under this identity, bit for bit.
+    """
+    header, tensors = _verified(read_whole(path), identity)
+    if tensors["after"].tolist() != list(after) or tensors["keep"].tolist() != list(keep):
+        raise Damaged("it was made from other tokens")
+    return unpack(tensors, tuple(keep), header["num_layers"], DTYPES[header["of"]], packing)
+
+
+def verify(path: Path, identity: dict[str, str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Read all of a file; return the token ids (after, keep) that it was made from.
+
+    Raises:
+        FileNotFoundError, Damaged: as `read_span`.
+    """
+    _, tensors = _verified(read_whole(path), identity)
+    return tuple(tensors["after"].tolist()), tuple(tensors["keep"].tolist())
+
+
+def read_header(path: Path, identity: dict[str, str]) -> int:
+    """Read the beginning of a file only; return how many tokens it keeps.
+
+    Raises:
+        FileNotFoundError, Damaged: as `read_span`, so far as its beginning tells.
+    """
+    with open(path, "rb") as file:
+        return read_beginning(file, identity)[0]["keep"]["shape"][0]
+
+
+def read_beginning(file: IO[bytes], identity: dict[str, str]) -> tuple[dict, dict, int]:
+    """Where its tensors lie, the checked header, and where the first tensor begins.
+
+    Raises:
+        Damaged: it is not the beginning of such a file.
+    """
+    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+    size = os.fstat(file.fileno()).st_size
+    text = file.read(min(length, size))
+    names, header = _checked_beginning(text, size - LENGTH_BYTES - length, identity)
+    return names, header, LENGTH_BYTES + length
+
+
+def _checked_beginning(text: bytes, size: int, identity: dict[str, str]) -> tuple[dict, dict]:
+    """Where the tensors lie behind a file's JSON, and the header in it.
+
+    size: in bytes, of all tensors.
+
+    Raises:
+        Damaged: it is not that of such a file.
+    """
+    with _as_damage():
+        names = json.loads(text)
+        header = _checked_header(names.pop("__metadata__"), identity)
+        table = {name: [entry["dtype"], entry["shape"]] for name, entry in names.items()}
+        if table_sum(table) != header["table"]:
+            raise ValueError("its table of tensors is not the one that was written")
+        end = max(entry["data_offsets"][1] for entry in names.values())
+        if end != size:
+            raise ValueError(f"it holds {size} bytes of tensors, not {end}")
+        header["checksums"] = dict(zip(sorted(names), _sums(header["checksums"]), strict=True))
+    return names, header
+
+
+def _sums(text: str) -> list[bytes]:
+    joined = base64.b64decode(text, validate=True)
+    return [joined[at : at + SUM_BYTES] for at in range(0, len(joined), SUM_BYTES)]
+
+
+def _verified(content: Tensor, identity: dict[str, str]) -> tuple[dict, dict[str, Tensor]]:
+    """Header and tensors of a file's bytes; the tensors are views of these.
+
+    Raises:
+        Damaged: one of its checks fails.
+    """
+    length = int.from_bytes(content[:LENGTH_BYTES].numpy().tobytes(), "little")
+    text, data = content[LENGTH_BYTES:][:length], content[LENGTH_BYTES:][length:]
+    names, header = _checked_beginning(text.numpy().tobytes(), len(data), identity)
+    with _as_damage():
+        tensors = {name: _view(data, **entry) for name, entry in names.items()}
+    for name, was in header["checksums"].items():
+        if checksum(name, tensors[name]) != was:
+            raise Damaged(f"the checksum of {name} does not match")
+    return header, tensors
+
+
+@contextmanager
+def _as_damage() -> Iterator[None]:
+    """Whatever a reader stumbles over is damage."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        raise Damaged(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+class OpenFile:
+    """A span file whose header and token ids were checked, and whose tensors are read one by one.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: what was read so far is not this log's.
+    """
+
+    def __init__(
+        self, path: Path, after: Sequence[int], keep: Sequence[int], identity: dict[str, str]
+    ):
+        self.keep = tuple(keep)
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed when all is read
+        try:
+            self.names, self.header, self.start = read_beginning(self.file, identity)
+            with _as_damage():
+                found = [self.tensor(name).tolist() for name in ("after", "keep")]
+            if found != [list(after), list(keep)]:
+                raise Damaged("it was made from other tokens")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self.file.close()
+
+    def shape(self, name: str) -> list[int]:
+        return self.names[name]["shape"]
+
+    def layer_names(self, index: int) -> list[str]:
+        """The tensors that a layer's keys and values are packed in."""
+        names = (f"{part}{index}{end}" for part in "kv" for end in ("", "r"))
+        return [name for name in names if name in self.names]
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor and check it.
+
+        Raises:
+            Damaged: it is not the one that was written.
+        """
+        with _as_damage():
+            start, end = self.names[name]["data_offsets"]
+            content = np.empty(end - start, dtype=np.uint8)
+            fill_from(self.file.fileno(), self.start + start, content)
+            entry = {**self.names[name], "data_offsets": (0, end - start)}
+            # of nothing at all, numpy's memory has strides that no view likes
+            found = _view(torch.from_numpy(content) if end > start else NOTHING, **entry)
+        if checksum(name, found) != self.header["checksums"][name]:
+            raise Damaged(f"the checksum of {name} does not match")
+        return found
+
+
+def fill_from(descriptor: int, start: int, content: np.ndarray) -> None:
+    """Read bytes of a file into memory.
+
+    Raises:
+        Damaged: there are fewer.
+    """
+    filled = 0
+    while filled < len(content):
+        count = os.preadv(descriptor, [content[filled:]], start + filled)
+        if not count:
+            raise Damaged("it is shorter than it says")
+        filled += count
+
+
+def read_whole(path: Path) -> Tensor:
+    """A file's bytes, (N,) uint8, in one read.
+
+    Raises:
+        Damaged: the file became shorter while it was read.
+    """
+    with open(path, "rb", buffering=0) as file:
+        # numpy asks for large pages, which makes fresh memory four times as fast to fill
+        content = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8)
+        filled = 0
+        while filled < len(content) and (count := file.readinto(content[filled:])):
+            filled += count
+    if filled < len(content):
+        raise Damaged("it is shorter than it says")
+    return torch.from_numpy(content)
+
+
+def _view(data: Tensor, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
+    start, end = data_offsets
+    if not 0 <= start <= end <= len(data):
+        raise ValueError("a tensor lies outside of it")
+    return data[start:end].view(DTYPES[dtype]).view(shape)
+
+
+def _checked_header(metadata: dict[str, str], identity: dict[str, str]) -> dict:
+    """
+    Raises:
+        ValueError, KeyError: not a header of ours, or the header of something else.
+    """
+    was, text = metadata["lag"].split(" ", 1)
+    if text_sum(text) != was:
+        raise ValueError("the checksum of its header does not match")
+    header = json.loads(text)
+    strange = [name for name, value in identity.items() if header.get(name) != value]
+    if strange:
+        raise ValueError(f"it was made with another {', '.join(strange)}")
+    return header
+
+
+def checksums(tensors: dict[str, Tensor]) -> list[bytes]:
+    """One per tensor, in the order of their names."""
+    return [checksum(name, tensors[name]) for name in sorted(tensors)]
+
+
+def checksum(name: str, tensor: Tensor) -> bytes:
+    """XXH3 over a tensor's name, dtype, shape and bytes: five times as fast as CRC-32."""
+    about = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
+    return xxhash.xxh3_64_digest(raw(tensor), seed=xxhash.xxh3_64_intdigest(about.encode()))
+
+
+def table_sum(table: dict[str, list]) -> str:
+    """A checksum of dtype and shape of every tensor: needed before one of them is read."""
+    return text_sum(json.dumps(table, sort_keys=True, separators=(",", ":")))
+
+
+def text_sum(text: str) -> str:
+    return xxhash.xxh3_64_hexdigest(text.encode())

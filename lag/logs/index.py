@@ -1,0 +1,33 @@
+"""Rank the logs of a store."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lag.logs.store import LogStore
+from lag.paths import Paths
+from lag.retrieval import vectors
+from lag.retrieval.embedder import Embedder
+from lag.retrieval.index import TextIndex
+
+
+class LogIndex(TextIndex):
+    """Logs ranked by the cosine of their key to a query; their vectors are kept on disk.
+
+    embedded: how many vectors were made now; the others were there.
+    """
+
+    def __init__(self, store: LogStore, embedder: Embedder, paths: Paths):
+        embedder.preload(paths.vectors("q"))
+        keys = [log.key for log in store.logs.values()]
+        matrix, self.embedded = embedder.documents([]), 0
+        if keys:
+            filled, self.embedded = fill_logs(paths, keys, embedder, embedder.documents)
+            matrix = filled.of(vectors.keys_of(keys))
+        super().__init__(list(store.logs), matrix, embedder)
+
+
+def fill_logs(
+    paths: Paths, keys: Sequence[str], embedder: Embedder, encode: Callable[[list[str]], Any]
+) -> tuple[vectors.Vectors, int]:
+    """Make the missing vectors of logs; those of other log stores stay in the file."""
+    return vectors.fill(paths.vectors("log"), keys, embedder, encode, keep_others=True)

@@ -1,0 +1,275 @@
+"""A batch of sequences in flight: start them, let them join and leave, write token by token.
+
+Every call of a model states its positions and its mask; no row is ever shifted by another row's
+padding.
+
+Shapes: B batch, T tokens, H key/value heads, D head dim, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from lag.kv.cache import MIN_ROOM, RoomyCache, empty_like, joined, memory_of, placed, with_room
+from lag.kv.forward import UNBOUNDED, fill, max_positions, right_padded, spread, takes
+from lag.kv.recompute import link
+from lag.kv.rope import Mover
+from lag.kv.sequence import Row, batches, tokens_per_forward
+from lag.kv.support import holds_plain_kv
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Started:
+    """Rows that were computed beside a batch, and may join it.
+
+    caches: of which each holds the rows that `groups` has at the same place.
+    """
+
+    lengths: list[int]
+    groups: list[list[int]]
+    caches: tuple[DynamicCache, ...]
+
+    @classmethod
+    def merged(cls, parts: "Sequence[Started]") -> "Started | None":
+        """Rows that were started one after the other; None if there are none."""
+        lengths, groups, caches = [], [], []
+        for part in parts:
+            groups += [[len(lengths) + row for row in group] for group in part.groups]
+            lengths += part.lengths
+            caches += part.caches
+        return cls(lengths, groups, tuple(caches)) if parts else None
+
+    def layer(self, index: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (H, T, D) of one layer, for each row."""
+        found = {}
+        for group, cache in zip(self.groups, self.caches, strict=True):
+            layer = cache.layers[index]
+            for at, row in enumerate(group):
+                own = slice(layer.keys.shape[-2] - self.lengths[row], None)
+                found[row] = layer.keys[at, :, own], layer.values[at, :, own]
+        return [found[row] for row in range(len(found))]
+
+
+class Ahead:
+    """Positions and mask of the tokens to come, for rows that stay: made once, not per token."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device):
+        self.width = max(lengths)
+        self.positions = torch.tensor(lengths, device=device)[:, None]
+        self.starts = [self.width - length for length in lengths]
+        self.mask: Tensor | None = None
+
+    def next(self) -> tuple[Tensor, Tensor | None]:
+        """Position (B, 1) of every row's next token, and what it sees, (B, T) bool or None."""
+        positions, self.positions = self.positions, self.positions + 1
+        self.width += 1
+        if any(self.starts) and (self.mask is None or self.mask.shape[1] < self.width):
+            ends = [self.width + MIN_ROOM] * len(self.starts)
+            self.mask = spread(self.starts, ends, ends[0], positions.device)
+        return positions, None if self.mask is None else self.mask[:, : self.width]
+
+
+class Decoder:
+    """A batch of sequences in flight.
+
+    After every call each row lies contiguous at the right end of the cache (see `cache`).
+    """
+
+    tokens_per_forward: int | None = None  # as the device likes it
+
+    def __init__(self, model: nn.Module, mover: Mover | None = None, slots: int = 1):
+        """
+        mover: from `check_movable`; None means that no row may have spans.
+        slots: for how many rows memory is taken once rows join; 1 where rows cannot be padded.
+        """
+        self.model = model
+        self.mover = mover
+        self.max_length = max_positions(model)  # of this batch: spans may lower it
+        self.plain = holds_plain_kv(model)
+        self.slots = slots if self.plain else 1
+        self.takes_positions = takes(model, "position_ids")
+        # Mamba's name for it; an unknown name would be swallowed, and every step start anew
+        self.cache_argument = "cache_params" if takes(model, "cache_params") else "past_key_values"
+        if not takes(model, self.cache_argument):
+            raise ValueError(f"{model.config.model_type} takes no cache; use another model")
+        self.cache: DynamicCache | None = None
+        self.lengths: list[int] = []
+        self.ahead: Ahead | None = None  # of the rows as they are
+        self.spare: list[tuple[Tensor, Tensor]] = []  # memory of a cache that is gone
+        self.angles: tuple[int, list] = 0, []  # of so many positions, per layer
+
+    @torch.no_grad()
+    def prefill(self, rows: Sequence[Row]) -> Tensor:
+        """Start a new batch; return the logits (B, V) of each row's last token.
+
+        Raises:
+            ValueError: a row is too long or has no tail, or the model cannot take these rows.
+        """
+        self._give_up()
+        logits, started = self.start(rows)
+        self._adopt(started)
+        return logits
+
+    @torch.no_grad()
+    def start(self, rows: Sequence[Row]) -> tuple[Tensor, Started]:
+        """Compute rows beside the batch, which stays as it is; logits (B, V) of each last token.
+
+        Raises:
+            ValueError: as `prefill`.
+        """
+        self._check(rows)
+        budget = self.tokens_per_forward or tokens_per_forward(self.model)
+        groups = list(batches([len(row.fresh) for row in rows], budget))
+        logits, caches = zip(*(self._start([rows[i] for i in group]) for group in groups))
+        order = torch.tensor([i for group in groups for i in group]).argsort().tolist()
+        return torch.cat(logits)[order], Started([len(row) for row in rows], groups, caches)
+
+    def arrange(self, order: Sequence[int], started: Started | None = None) -> None:
+        """Make row k of the batch what `order[k]` names; the rest leaves.
+
+        order: a row of now, or, counted on from these, one of those started.
+        """
+        lengths = self.lengths + (started.lengths if started else [])
+        only_new = list(order) == list(range(len(self.lengths), len(lengths)))
+        if started and only_new and len(order) == self.slots:
+            return self._adopt(started)
+        if not order:
+            return self._give_up()
+        self.lengths, self.ahead = [lengths[row] for row in order], None
+        width = max(self.lengths)
+        if self.cache is None:
+            self.cache = empty_like(started.caches[0])
+        for index, layer in enumerate(self.cache.layers):
+            pairs = started.layer(index) if started else ()
+            layer.arrange(order, pairs, width, self.slots)
+        self.spare = memory_of(started.caches[-1]) if started else self.spare
+        return None
+
+    def _adopt(self, started: Started) -> None:
+        """Go on with rows that were started, in the memory that they were computed in."""
+        self._give_up()
+        order = torch.tensor([i for group in started.groups for i in group]).argsort().tolist()
+        self.lengths, self.cache = started.lengths, joined(started.caches, order)
+
+    def _give_up(self) -> None:
+        """Let go of all rows."""
+        self.spare = memory_of(self.cache) if self.cache is not None else self.spare
+        self.lengths, self.cache, self.ahead = [], None, None
+
+    def beginning(self, row: int, length: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Per layer the keys and values (H, T, D) of a row's first tokens, where they lie."""
+        end = length - self.lengths[row] or None
+        return tuple(
+            (
+                layer.keys[row, :, -self.lengths[row] : end],
+                layer.values[row, :, -self.lengths[row] : end],
+            )
+            for layer in self.cache.layers
+        )
+
+    @torch.no_grad()
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Append one token (B,) to each row; return the logits (B, V) after it.
+
+        Raises:
+            ValueError: a row has reached the model's length.
+        """
+        if max(self.lengths) >= self.max_length:
+            raise ValueError(
+                f"a sequence has reached the {self.max_length} tokens that this model takes; "
+                "ask for fewer new tokens"
+            )
+        device = self.model.device
+        self.ahead = self.ahead or Ahead(self.lengths, device)
+        positions, mask = self.ahead.next()
+        self.lengths = [length + 1 for length in self.lengths]
+        return self._forward(tokens.to(device)[:, None], self.cache, mask, positions)[:, -1]
+
+    def select(self, rows: list[int]) -> None:
+        """Keep only these rows, in this order."""
+        if rows != list(range(len(self.lengths))):
+            self.arrange(rows)
+
+    def _check(self, rows: Sequence[Row]) -> None:
+        if self.mover is None and any(row.spans for row in rows):
+            raise ValueError("KV spans need a model that passed the gate; call check_movable first")
+        fixed = self.mover.max_length if any(row.spans for row in rows) else UNBOUNDED
+        before = self.max_length if self.lengths else max_positions(self.model)
+        self.max_length = min(before, fixed)
+        longest = max(map(len, rows))
+        if longest > self.max_length:
+            raise ValueError(
+                f"a prompt of {longest} tokens is longer than the {self.max_length} tokens that "
+                "this model takes; leave out logs or documents"
+            )
+        if not all(row.tail for row in rows):
+            raise ValueError("a row without a token after its spans has nothing to predict from")
+        if not self.plain and len(rows) > 1:
+            raise ValueError(
+                f"{self.model.config.model_type} keeps more than keys and values, which padding "
+                "would change; run it one at a time: --batch-size 1"
+            )
+
+    def _forward(self, ids, cache, mask, positions, **more) -> Tensor:
+        if self.takes_positions:
+            more["position_ids"] = positions
+        more[self.cache_argument] = cache
+        return self.model(input_ids=ids, attention_mask=mask, use_cache=True, **more).logits
+
+    def _start(self, rows: Sequence[Row]) -> tuple[Tensor, DynamicCache]:
+        """Logits (B, V) after each row, and the rows' cache, contiguous at its right end."""
+        device = self.model.device
+        ids, _ = right_padded([row.fresh for row in rows], device)
+        width = max(row.num_prefix for row in rows)
+        starts = [width - row.num_prefix for row in rows]
+        ends = [width + len(row.fresh) for row in rows]
+        mask = spread(starts, ends, width + ids.shape[1], device)
+        ordinals = torch.arange(width, width + ids.shape[1], device=device)
+        # padding repeats the last position: a learned table may have no further one
+        ordinals = ordinals.minimum(torch.tensor(ends, device=device)[:, None] - 1)
+        positions = ordinals - torch.tensor(starts, device=device)[:, None]
+        last = sorted({len(row.fresh) - 1 for row in rows})
+        kept = torch.tensor(last, device=device)
+        cache = self._placed(rows, width, with_room(width + ids.shape[1]))
+        logits = self._forward(ids, cache, mask, positions, logits_to_keep=kept)
+        shifts = [ids.shape[1] - len(row.fresh) for row in rows]
+        for layer in cache.layers if any(shifts) else ():
+            layer.shift_right(shifts, max(map(len, rows)))
+        column = [last.index(len(row.fresh) - 1) for row in rows]
+        return logits[list(range(len(rows))), column], cache
+
+    def _placed(self, rows: Sequence[Row], width: int, capacity: int) -> DynamicCache:
+        """A cache of the rows' heads and placed spans, at its right end."""
+        spare, self.spare = self.spare, []
+        if not self.plain:
+            return DynamicCache(config=self.model.config)
+        if not width:
+            return RoomyCache()
+        heads = _heads(self.model, rows)
+        cache = placed(rows, width, capacity, self.mover, self._angles(width), heads, spare)
+        link(self.model, cache, rows)
+        return cache
+
+    def _angles(self, width: int) -> list:
+        """Per layer what places keys at the positions up to `width`, or some more."""
+        if self.mover and self.angles[0] < width:
+            length = with_room(width)
+            self.angles = length, self.mover.angles(torch.arange(length))
+        return self.angles[1]
+
+
+def _heads(model: nn.Module, rows: Sequence[Row]) -> dict[tuple[int, ...], list[tuple]]:
+    """Per distinct head its keys and values, (H, T, D), per layer; each is computed once."""
+    heads = list(dict.fromkeys(row.before for row in rows if row.before))
+    found = {}
+    for group in batches([len(head) for head in heads], tokens_per_forward(model)):
+        layers = fill(model, [heads[i] for i in group]).layers
+        for row, head in enumerate(heads[i] for i in group):
+            width = len(head)
+            found[head] = [
+                (layer.keys[row, :, :width], layer.values[row, :, :width]) for layer in layers
+            ]
+    return found

@@ -1,0 +1,269 @@
+"""Any OpenAI-compatible server on the model's side of the loop: chat completions over HTTP.
+
+Keys and values do not travel, so only text modes run here, with logs in the user's turn. The key
+comes from the environment alone, and goes nowhere but into the header of a request.
+"""
+
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from threading import Lock
+from typing import Any
+from urllib.parse import urlsplit
+
+from lag.http import Client, GivenUp, Refused, Transient, check_url, from_environment
+from lag.json_checks import clip
+from lag.modes import Mode
+from lag.prompts import Prompt
+from lag.records import Reply
+
+logger = logging.getLogger(__name__)
+HOSTED = "https://api.openai.com/v1"
+KEY, URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
+ROOM = 1 << 30  # tokens: a server that does not say is asked, and refuses what is too long
+
+
+HOPELESS = {
+    401: f"set {KEY} to a valid key",
+    403: f"the key in {KEY} may not use this model",
+    404: "is the model's name the server's, and does --base-url end where the API begins (/v1)?",
+}
+
+
+# What tokenizers of served models read as control tokens. A server tokenises the rendered chat, so
+# that such a string in a document would end a turn or begin one.
+CONTROL = re.compile(
+    r"<\|[^<>\s]{1,60}\|>|<｜[^<>]{1,60}｜>|</?s>|<(?:bos|eos|pad|unk|mask|sep|cls)>"
+    r"|<(?:start|end)_of_(?:turn|text|image)>|\[/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS)\]|<</?SYS>>"
+)
+
+
+def escaped(text: str, control: re.Pattern[str] = CONTROL) -> tuple[str, int]:
+    """A space behind the first character of every control token, and how many there were."""
+    return control.subn(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+
+def control_of(tokens: Sequence[str]) -> re.Pattern[str]:
+    """The usual control tokens, and those of a tokenizer that is known."""
+    own = [re.escape(token) for token in sorted(tokens, key=len, reverse=True) if len(token) > 1]
+    return re.compile("|".join([*own, CONTROL.pattern]))
+
+
+def find_key(base_url: str) -> str:
+    """The key from the environment; only the hosted default needs one.
+
+    Raises:
+        ValueError: it is not set.
+    """
+    key = from_environment(KEY)
+    if not key and base_url == HOSTED:
+        raise ValueError(f"{HOSTED} wants a key; set {KEY}, or give the --base-url of your server")
+    if not key.isascii() or any(mark.isspace() for mark in key):
+        raise ValueError(f"{KEY} holds characters that no key has; set it anew")
+    return key
+
+
+def read_choice(answer: Any) -> dict[str, Any]:
+    """The first choice of an answer, with a text in it.
+
+    Raises:
+        Transient: there is none; an empty answer is never taken for what the model said.
+    """
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        raise Transient(f"the server answered without a text: {clip(answer)}")
+    if choice.get("finish_reason") == "content_filter":
+        raise Refused("the server withheld its reply (content_filter)")
+    return choice
+
+
+class Endpoint:
+    """A served model; has what the loop asks of an `LLM`. Safe to use from threads.
+
+    tokenizer: of the served model, if it is known here: without one nothing can be counted before
+        it is sent, so that `room` is unbounded and budgets in tokens are refused.
+    """
+
+    store = None
+
+    def __init__(
+        self,
+        base_url: str,
+        name: str,
+        client: Client,
+        tokenizer: Any = None,
+        max_new_tokens: int = 1024,
+        temperature: float = 0.0,
+        seed: int = 1234,
+        concurrency: int = 8,
+    ):
+        self.base_url, self.name, self.client = check_url(base_url, "--base-url"), name, client
+        self.key = find_key(self.base_url)
+        self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
+        self.concurrency = concurrency
+        self.chat = open_chat(tokenizer)
+        self.control = control_of(list(self.chat.control)) if self.chat else CONTROL
+        self.room = room_of(tokenizer, max_new_tokens) if tokenizer else ROOM
+        self.counts: Counter[str] = Counter()
+        self.lock = Lock()
+
+    @property
+    def device(self) -> str:
+        return self.base_url
+
+    def fingerprint(self, cache: Any = None) -> dict[str, str]:
+        """What a server loads cannot be seen from here; its name for it is all there is."""
+        return {"digest": f"served as {self.name}"}
+
+    def open_store(self, folder: Any, mode: Mode) -> None:
+        raise ValueError(f"{mode.name} needs keys and values in this process; use --provider hf")
+
+    def num_tokens(self, text: str) -> int:
+        return len(self.chat.content_ids(text)) if self.chat else 0
+
+    def count(self, prompt: Prompt) -> int:
+        """How many tokens a prompt has; 0 where no tokenizer is known."""
+        return len(self.chat.encode(prompt)) if self.chat else 0
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        """Reply to every prompt, one request after the other.
+
+        Raises:
+            Transient, Refused: a request failed for good.
+            GivenUp: no request can succeed.
+        """
+        return [self.reply(prompt) for prompt in prompts]
+
+    def reply(self, prompt: Prompt) -> Reply:
+        start = time.perf_counter()
+        answer = self.ask(self.body(prompt))
+        text = read_choice(answer)["message"]["content"]
+        return self.costed(prompt, text, answer.get("usage"), time.perf_counter() - start)
+
+    def ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request; raises as `generate` does."""
+        try:
+            url = f"{self.base_url}/chat/completions"
+            return self.client.ask(url, body, self.headers(), checked)
+        except Refused as error:
+            self.tally(refused=1)
+            if error.status in HOPELESS:
+                raise GivenUp(f"{error}; {HOPELESS[error.status]}") from None
+            raise
+
+    @cached_property
+    def continues(self) -> bool:
+        """Whether the server goes on with a model's turn that is begun for it.
+
+        Told by its own counts of two prompts: a turn that goes on is longer by the one token that
+        it begins with; one that was closed, with another behind it, by the ends of turns as well.
+
+        Raises:
+            GivenUp: no answer at all.
+        """
+        bare = Prompt("Write one letter.", key="probe", max_new_tokens=1)
+        try:
+            lengths = [self.length_of(prompt) for prompt in (bare, replace(bare, prefill="a"))]
+        except Refused:  # it knows no such request
+            return False
+        except Transient as error:
+            raise GivenUp(f"--prefill auto: {error}; see to the server, or name one") from None
+        return 0 not in lengths and lengths[1] - lengths[0] == 1
+
+    def length_of(self, prompt: Prompt) -> int:
+        """How many tokens the server counts in a prompt; 0 if it does not say."""
+        self.tally(probes=1)
+        return stated(self.ask(self.body(prompt)).get("usage"), "prompt_tokens")
+
+    def costed(self, prompt: Prompt, text: str, usage: Any, seconds: float) -> Reply:
+        """The reply with what the server says it cost; what it does not say is counted here."""
+        asked = stated(usage, "prompt_tokens") or self.count(prompt)
+        said = stated(usage, "completion_tokens") or self.num_tokens(text)
+        details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
+        cached = stated(details, "cached_tokens")
+        self.tally(requests=1, prompt_tokens=asked, new_tokens=said, without_usage=not usage)
+        return Reply(text, asked, cached, said, seconds={"decode": seconds})
+
+    def stop(self) -> None:
+        """Let no request wait for another try: the run is over."""
+        self.client.stopped.set()
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+    def body(self, prompt: Prompt) -> dict[str, Any]:
+        limit = min(prompt.max_new_tokens or self.max_new_tokens, self.max_new_tokens)
+        hosted = urlsplit(self.base_url).hostname == urlsplit(HOSTED).hostname
+        body = {"model": self.name, "messages": self.messages(prompt), "stream": False}
+        body["max_completion_tokens" if hosted else "max_tokens"] = limit
+        body |= {"temperature": self.temperature, "seed": self.seed}
+        if prompt.prefill:  # vLLM's and SGLang's names for it
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        return body
+
+    def messages(self, prompt: Prompt) -> list[dict[str, str]]:
+        assert not prompt.notes, "notes outside the turns cannot be sent; --layout user has none"
+        parts = {"system": prompt.system, "user": prompt.user, "assistant": prompt.prefill}
+        messages, found = [], 0
+        for role, text in parts.items():
+            text, count = escaped(text, self.control)
+            found += count
+            if text:
+                messages.append({"role": role, "content": text})
+        if found:
+            logger.debug("%s: %d strings like control tokens were escaped", prompt.key, found)
+        self.tally(escaped=found)
+        return messages
+
+    def tally(self, **more: int) -> None:
+        with self.lock:
+            self.counts.update({name: int(count) for name, count in more.items()})
+
+
+def stated(usage: Any, name: str) -> int:
+    """A count that a server states; 0 where it states none, or nonsense."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if type(value) is int and value > 0 else 0
+
+
+def checked(answer: Any) -> dict[str, Any]:
+    read_choice(answer)
+    return answer
+
+
+def open_chat(tokenizer: Any) -> Any:
+    from lag.model.chat import Chat
+
+    return Chat(tokenizer, "user") if tokenizer else None
+
+
+def room_of(tokenizer: Any, max_new_tokens: int) -> int:
+    """What the tokenizer says of the model's length, less the reply."""
+    length = int(min(tokenizer.model_max_length, ROOM))
+    if length <= max_new_tokens:
+        raise ValueError(
+            f"--max-new-tokens {max_new_tokens} leaves no room in a context of {length} tokens"
+        )
+    return length - max_new_tokens
+
+
+def load_tokenizer(name: str, flag: str = "--tokenizer") -> Any:
+    """The tokenizer of the served model, from a folder or the hub; a flag gave its name.
+
+    Raises:
+        ValueError: it cannot be loaded; says what to do.
+    """
+    from transformers import AutoTokenizer
+
+    from lag.hub import loading_advice
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the library raises what it likes here; all of it is named
+        raise ValueError(f"{flag} {name}: {loading_advice(name, error)}") from error

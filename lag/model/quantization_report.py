@@ -1,0 +1,70 @@
+"""What fewer bits do to a model's replies, on the user's own logs, before they are chosen."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lag.kv import encode, sequence
+from lag.kv.quantize import PACKINGS, Packing, as_read, pack
+from lag.kv.span import KVSpan
+from lag.model.decoder import Decoder
+from lag.modes import Mode
+from lag.prompts import Note, Prompt
+from lag.records import Log
+
+REPLY_TOKENS = 32
+
+
+def compare(llm: Any, mode: Mode, logs: Sequence[Log]) -> dict[str, dict[str, float]]:
+    """Per packing: bytes, and how far logits and replies are from those with unpacked logs.
+
+    Every log stands in front of its own question, alone. `logits` is the greatest difference of
+    the first token's logits over the greatest of them, median and worst over the logs;
+    `first_tokens` and `replies` are the shares that stay the same, of greedy replies that are cut
+    after 32 tokens.
+    """
+    pieces = [llm.chat.encode(_prompt(mode, log)) for log in logs]
+    spans = encode.encode(llm.model, llm.mover, [piece.notes[0] for piece in pieces])
+    exact = [_reply(llm, piece, span) for piece, span in zip(pieces, spans, strict=True)]
+    found = {}
+    for packing in PACKINGS.values():
+        packed = [
+            _reply(llm, piece, as_read(span, packing))
+            for piece, span in zip(pieces, spans, strict=True)
+        ]
+        found[packing.name] = {"bytes": _size(spans, packing), **_differences(exact, packed)}
+    return found
+
+
+def _prompt(mode: Mode, log: Log) -> Prompt:
+    return Prompt(log.question, "", (Note(log.id, mode.keep(log), mode.after(log), kv=True),))
+
+
+def _size(spans: Sequence[KVSpan], packing: Packing) -> int:
+    return sum(tensor.nbytes for span in spans for tensor in pack(span, packing).values())
+
+
+@torch.inference_mode()
+def _reply(llm: Any, pieces: Any, span: KVSpan) -> tuple[Tensor, list[int]]:
+    """Logits (V,) of the first token, and the greedy reply's ids."""
+    decoder = Decoder(llm.model, llm.mover)
+    logits = first = decoder.prefill([sequence.Row(pieces.head, (span,), pieces.tail)])
+    ids = [int(logits.argmax())]
+    while len(ids) < REPLY_TOKENS and ids[-1] not in llm.end_ids:
+        logits = decoder.advance(logits.argmax(-1))
+        ids.append(int(logits.argmax()))
+    return first[0].float(), ids
+
+
+def _differences(exact: Sequence[tuple], packed: Sequence[tuple]) -> dict[str, float]:
+    pairs = list(zip(exact, packed, strict=True))
+    away = [float((b[0] - a[0]).abs().max() / a[0].abs().max()) for a, b in pairs]
+    return {
+        "logits_median": round(statistics.median(away), 6),
+        "logits_worst": round(max(away), 6),
+        "first_tokens": round(statistics.mean(a[1][0] == b[1][0] for a, b in pairs), 4),
+        "replies": round(statistics.mean(a[1] == b[1] for a, b in pairs), 4),
+    }

@@ -1,0 +1,63 @@
+"""One prompt that is being answered."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lag.kv.sequence import Kept
+from lag.model.chat import Ids, Pieces, kv_pairs
+from lag.prompts import Prompt
+from lag.records import Reply
+
+Item = int | tuple[Ids, Ids]
+
+
+@dataclass(eq=False, slots=True)
+class Draft:
+    """A reply while it is being written.
+
+    pieces, items: what its prompt is made of, the latter in order: tokens, and logs placed as KV.
+    kept: what the ticket's last row had of it already.
+    reply: its cost so far, once the prompt has a row.
+    alone: nothing else may be in flight beside it, because a batch with it has failed, or because
+        it is so long that its angles would be everyone's.
+    """
+
+    ticket: Hashable
+    prompt: Prompt
+    limit: int
+    choose: Callable[[Tensor], int] | None
+    pieces: Pieces | None = None
+    items: tuple[Item, ...] = ()
+    kept: Kept | None = None
+    reply: Reply | None = None
+    ids: list[int] = field(default_factory=list)
+    near_ties: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    error: Exception | None = None
+    ended: bool = False
+    alone: bool = False
+
+    def fail(self, error: Exception) -> None:
+        self.error, self.ended = error, True
+
+
+def items(prompt: Prompt, pieces: Pieces) -> tuple[Item, ...]:
+    """What a prompt is made of, in the order of its row."""
+    text = [ids for note, (_, ids) in zip(prompt.notes, pieces.notes) if not note.kv]
+    return (*pieces.head, *kv_pairs(prompt, pieces), *sum(text, ()), *pieces.tail)
+
+
+def logs_among(items: Sequence[Item]) -> list[tuple[Ids, Ids]]:
+    return [item for item in items if not isinstance(item, int)]
+
+
+def shared(before: Sequence[Item], now: Sequence[Item], least: int) -> int:
+    """How many items two prompts have in common at their beginning; 0 for fewer than `least`.
+
+    The last token is never among them: what comes next is read off it.
+    """
+    pairs = zip(before, now[:-1])
+    count = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(before), len(now) - 1))
+    return count if count >= least else 0

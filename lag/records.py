@@ -1,0 +1,211 @@
+"""The records that several modules share, and how they become JSON lines.
+
+A question is answered in steps; the steps and their outcome are a trace; a trace without its
+gold answers is a log. A run appends traces to parts, one JSON line each, so that a kill at any
+point loses at most the line being written.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+SECONDS = ("retrieve", "prefill", "decode", "store")
+COUNTS = ("prompt_tokens", "cached_tokens", "reused_tokens", "new_tokens", "kv_bytes", "near_ties")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question of a data set.
+
+    answers: the gold answer, then its aliases; of multiple choice the letter, then the option.
+    evidence: ids of the documents that support the answer, where the data set knows them.
+    groups: what scores are broken down by, such as `type`, `hops` or `category`.
+    subquestions: the gold decomposition, where known; used to find overlap between questions.
+    paragraphs: ids of the question's own context documents, in their order.
+    """
+
+    id: str
+    text: str
+    answers: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+    groups: dict[str, str] = field(default_factory=dict)
+    subquestions: tuple[str, ...] = ()
+    paragraphs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UsedLog:
+    """A log that entered a prompt: as text, as stored KV, or as KV encoded on the spot."""
+
+    id: str
+    similarity: float
+    source: str = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call of the model: the query before it, what entered its prompt, what it replied.
+
+    action: `answer`, `search`, `nothing` (a reply without a tag) or `curate` (a cheatsheet).
+    cached_tokens: of the prompt, placed from stored KV; reused_tokens: left from the step before, or
+        from the beginning that all prompts share.
+    seconds: by part, `retrieve`, `prefill` (to the first token), `decode`, `store`.
+    """
+
+    query: str
+    action: str
+    docs: tuple[str, ...] = ()
+    logs: tuple[UsedLog, ...] = ()
+    reply: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+    kv_bytes: int = 0
+    near_ties: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    reused_tokens: int = 0
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> "Step":
+        logs = tuple(UsedLog(**used) for used in row.get("logs", ()))
+        return cls(**{**row, "docs": tuple(row.get("docs", ())), "logs": logs})
+
+
+@dataclass(slots=True)
+class Trace:
+    """One question answered, or not: a row of a predictions file. The only record that grows."""
+
+    id: str
+    question: str
+    gold_answer: tuple[str, ...] = ()
+    gold_evidence: tuple[str, ...] = ()
+    pred: str = ""
+    steps: list[Step] = field(default_factory=list)
+    sheet: str | None = None
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+    error: dict[str, str] | None = None
+
+    @classmethod
+    def of(cls, question: Question) -> "Trace":
+        return cls(question.id, question.text, question.answers, question.evidence)
+
+    @property
+    def status(self) -> str:
+        if self.error:
+            return "error"
+        return "answered" if self.pred else "unanswered"
+
+    @property
+    def replies(self) -> tuple[str, ...]:
+        """What the agent said, step by step; a curator's sheet is not among it."""
+        return tuple(step.reply for step in self.steps if step.action != "curate")
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """Sums over all calls, a curator's included: tokens, bytes, seconds by part."""
+        total = {"calls": len(self.steps)}
+        for name in COUNTS:
+            total[name] = sum(getattr(step, name) for step in self.steps)
+        total["seconds"] = {
+            part: sum(step.seconds.get(part, 0.0) for step in self.steps) for part in SECONDS
+        }
+        return total
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as DESIGN's file format has it, without its id."""
+        row = {
+            "question": self.question,
+            "pred": self.pred,
+            "gold_answer": list(self.gold_answer),
+            "gold_evidence": list(self.gold_evidence),
+            "status": self.status,
+            "error": self.error,
+            "num_steps": len(self.replies),
+            "trace": [asdict(step) for step in self.steps],
+            "cost": self.cost,
+        }
+        if self.sheet is not None:
+            row["sheet"] = self.sheet
+        if self.dropped:
+            row["dropped"] = self.dropped
+        return row
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any], id: str = "") -> "Trace":
+        return cls(
+            id=id or row["id"],
+            question=row["question"],
+            gold_answer=tuple(row.get("gold_answer", ())),
+            gold_evidence=tuple(row.get("gold_evidence", ())),
+            pred=row.get("pred") or "",
+            steps=[Step.from_json(step) for step in row.get("trace", ())],
+            sheet=row.get("sheet"),
+            dropped=row.get("dropped", []),
+            error=row.get("error"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What is left of a trace when it is reused: the question and the model's own words.
+
+    It has no gold field, so nothing that reuses a log can look at one.
+    """
+
+    id: str
+    question: str
+    replies: tuple[str, ...]
+
+    @classmethod
+    def of(cls, trace: Trace) -> "Log":
+        return cls(trace.id, trace.question, tuple(r for r in trace.replies if r.strip()))
+
+    @property
+    def key(self) -> str:
+        """The text that retrieval embeds, the same in every mode."""
+        return f"{self.question}\n{self.replies[-1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model said to one prompt, and its cost.
+
+    cached_tokens: came from the store; reused_tokens: were computed for the question's last prompt,
+        or once for all prompts that begin alike.
+    sources: for each note of the prompt how it entered: `text`, `kv` or `encoded`.
+    near_ties: greedy choices whose lead over the runner-up was too small to survive a batch.
+    seconds: `store` (finding and encoding KV), `prefill` (to the first token) and `decode`.
+    """
+
+    text: str
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+    kv_bytes: int = 0
+    near_ties: int = 0
+    sources: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    reused_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A passage that can enter a prompt."""
+
+    id: str
+    title: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A document or a log that was found: its id and its cosine to the query."""
+
+    id: str
+    similarity: float
+
+
+class Ranking(Protocol):
+    """Anything that ranks ids for a query."""
+
+    def rank(self, query: str, k: int, exclude: frozenset[str] = frozenset()) -> list[Hit]: ...

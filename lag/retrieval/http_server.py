@@ -1,0 +1,163 @@
+"""Our index behind HTTP, in the two shapes that `remote` reads; see there."""
+
+import json
+import logging
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from lag.records import Document, Hit, Ranking
+from lag.retrieval.http_index import RETRIEVE, SEARCH
+
+logger = logging.getLogger(__name__)
+HEALTH = "/health"
+USUAL_K = 3
+LARGEST_BODY = 16 << 20  # bytes
+
+
+class BadRequest(ValueError):
+    """The caller's mistake, answered with 400."""
+
+
+class Search:
+    """What the server answers, without HTTP."""
+
+    def __init__(self, documents: Mapping[str, Document], ranking: Ranking, about: dict[str, Any]):
+        self.documents, self.ranking, self.about = documents, ranking, about
+
+    def search(self, query: str, k: int) -> dict[str, Any]:
+        return {"topk": [self.passage(*pair) for pair in enumerate(self.found(query, k), 1)]}
+
+    def retrieve(self, queries: list[str], k: int, scores: bool) -> dict[str, Any]:
+        """For each query its documents, with their scores if they are wanted."""
+        results = [self.found(query, k) for query in queries]
+        if not scores:
+            return {"result": [[self.document(hit) for hit in hits] for hits in results]}
+        rows = [
+            [{"document": self.document(hit), "score": hit.similarity} for hit in hits]
+            for hits in results
+        ]
+        return {"result": rows}
+
+    def found(self, query: str, k: int) -> list[Hit]:
+        return self.ranking.rank(query, min(k, len(self.documents)))
+
+    def passage(self, rank: int, hit: Hit) -> dict[str, Any]:
+        document = self.documents[hit.id]
+        text = f"{document.title} | {document.content}"
+        known = {"pid": hit.id, "title": document.title}
+        return {"text": text, "rank": rank, "score": hit.similarity, **known}
+
+    def document(self, hit: Hit) -> dict[str, str]:
+        document = self.documents[hit.id]
+        contents = f'"{document.title}"\n{document.content}'
+        return {"id": hit.id, "title": document.title, "contents": contents}
+
+
+def count_of(value: Any) -> int:
+    """A number of documents.
+
+    Raises:
+        BadRequest: no whole number of at least 1.
+    """
+    try:
+        count = int(value)
+    except (TypeError, ValueError):
+        count = 0
+    if count < 1 or isinstance(value, (bool, float)):
+        raise BadRequest(f"k or topk is {value!r}; expected a whole number of at least 1")
+    return count
+
+
+def answer_get(search: Search, target: str) -> dict[str, Any]:
+    """
+    Raises:
+        LookupError: an unknown path.
+        BadRequest: no query.
+    """
+    parts = urlsplit(target)
+    if parts.path == HEALTH:
+        return search.about
+    if parts.path != SEARCH:
+        raise LookupError(parts.path)
+    fields = parse_qs(parts.query)
+    if not fields.get("query"):
+        raise BadRequest(f"no query; expected {SEARCH}?query=WORDS&k=NUMBER")
+    return search.search(fields["query"][-1], count_of(fields.get("k", [USUAL_K])[-1]))
+
+
+def answer_post(search: Search, target: str, content: bytes) -> dict[str, Any]:
+    """
+    Raises:
+        LookupError: an unknown path.
+        BadRequest: no JSON, or no list of queries in it.
+    """
+    if urlsplit(target).path != RETRIEVE:
+        raise LookupError(target)
+    try:
+        body = json.loads(content)
+        queries = body["queries"]
+    except (ValueError, KeyError, TypeError):
+        raise BadRequest('expected {"queries": [..], "topk": N, "return_scores": true}') from None
+    if not isinstance(queries, list) or not all(isinstance(query, str) for query in queries):
+        raise BadRequest(f"queries holds {str(queries)[:60]}; expected a list of texts")
+    topk = body.get("topk")
+    k = USUAL_K if topk is None else count_of(topk)
+    return search.retrieve(queries, k, bool(body.get("return_scores")))
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request; `server.search` answers it."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 60.0
+
+    def do_GET(self) -> None:
+        self.respond(lambda: answer_get(self.server.search, self.path))
+
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or int(length) > LARGEST_BODY:
+            self.close_connection = True
+            return self.send(411 if not length else 413, {"error": "no length, or too long a body"})
+        content = self.rfile.read(int(length))
+        self.respond(lambda: answer_post(self.server.search, self.path, content))
+
+    def respond(self, answer: Any) -> None:
+        try:
+            self.send(200, answer())
+        except LookupError as error:
+            self.send(404, {"error": f"{error} is unknown; ask {SEARCH} or {RETRIEVE}"})
+        except BadRequest as error:
+            self.send(400, {"error": str(error)})
+        except Exception as error:  # one question's failure may not end the server
+            logger.exception("%s", self.path)
+            self.send(500, {"error": f"{type(error).__name__}: {error}"})
+
+    def send(self, status: int, answer: dict[str, Any]) -> None:
+        content = json.dumps(answer, ensure_ascii=False).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *values: Any) -> None:
+        logger.debug(format, *values)
+
+
+class SearchServer(ThreadingHTTPServer):
+    """Many callers at once; `port` 0 takes a free one."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, search: Search, host: str, port: int):
+        self.search = search
+        super().__init__((host, port), Handler)
+
+    @property
+    def url(self) -> str:
+        host, port = self.server_address[:2]
+        return f"http://{host}:{port}"

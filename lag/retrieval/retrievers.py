@@ -1,0 +1,95 @@
+"""Where the documents of a run come from: `RETRIEVERS`, one row per way to find them.
+
+Logs are not found here: they are always found by the embedder, so that a comparison of retrievers
+compares documents only.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lag.json_checks import clip
+from lag.paths import Paths
+from lag.records import Document, Question, Ranking
+from lag.solvers import SOLVERS
+from lag.tasks import read_documents
+
+Documents = dict[str, Document]
+
+
+def dense(paths: Paths, documents: Documents, embedder: Callable[[], Any], url: str) -> Ranking:
+    from lag.retrieval.index import load_documents_index
+
+    return load_documents_index(paths, documents, embedder())
+
+
+def bm25(paths: Paths, documents: Documents, embedder: Callable[[], Any], url: str) -> Ranking:
+    from lag.retrieval.bm25 import LexicalIndex
+
+    return LexicalIndex(documents)
+
+
+def http(paths: Paths, documents: Documents, embedder: Callable[[], Any], url: str) -> Ranking:
+    from lag.http import from_environment
+    from lag.retrieval.http_index import HttpIndex
+
+    url = url or from_environment(URL_VARIABLE)
+    if not url:
+        raise ValueError(
+            f"--retriever http: no server named; give --retriever-url or set {URL_VARIABLE}"
+        )
+    return HttpIndex(url, documents)
+
+
+URL_VARIABLE = "RETRIEVER_URL"
+
+
+RETRIEVERS: dict[str, Callable[[Paths, Documents, Callable[[], Any], str], Ranking]] = {
+    "dense": dense,
+    "bm25": bm25,
+    "http": http,
+}
+
+
+LOCAL = tuple(name for name in RETRIEVERS if name != "http")  # those that can be served
+DEFAULT_RETRIEVER = "dense"
+
+
+def load_evidence(
+    args: Any, paths: Paths, questions: Sequence[Question], embedder: Callable[[], Any]
+) -> tuple[Documents, Ranking | None]:
+    """The documents that a run may show, and how they are ranked if they are searched for.
+
+    embedder: loads the encoder; called only if it is needed.
+
+    Raises:
+        ValueError: the solver wants each question's own paragraphs and they are not there.
+    """
+    evidence = SOLVERS[args.solver].evidence
+    if evidence == "own":
+        documents = read_documents(paths)
+        check_paragraphs(questions, documents, paths)
+        return documents, None
+    if evidence == "none" or not args.num_docs:
+        return {}, None
+    remote = args.retriever not in LOCAL
+    corpus = read_documents(paths) if paths.docs.exists() or not remote else {}
+    ranking = RETRIEVERS[args.retriever](paths, corpus, embedder, args.retriever_url or "")
+    return (ranking.documents if remote else corpus), ranking
+
+
+def check_paragraphs(questions: Sequence[Question], documents: Documents, paths: Paths) -> None:
+    """Every question brings paragraphs, and the corpus holds them all."""
+    bare = [question.id for question in questions if not question.paragraphs]
+    if bare:
+        raise ValueError(
+            f"{paths.questions()}: {len(bare)} of {len(questions)} questions, the first is "
+            f"{clip(bare[0])}, have no paragraphs of their own (field 'paragraph_ids') to show; "
+            "use --solver rag, or make the files anew from rows with a context: dataset.py --from"
+        )
+    for question in questions:
+        lost = [id for id in question.paragraphs if id not in documents]
+        if lost:
+            raise ValueError(
+                f"{paths.docs} has no document {clip(lost[0])}, a paragraph of question "
+                f"'{question.id}'; make both files with one dataset.py --from"
+            )

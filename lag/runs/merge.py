@@ -1,0 +1,68 @@
+"""Merge the parts of a run."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lag import files, trace_files
+from lag.runs.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+def merge_run(run: Run) -> dict[str, Any]:
+    """Write `preds.json` from the parts; say which questions are missing.
+
+    Raises:
+        FileNotFoundError: the run has no parts; lists the runs that are there.
+    """
+    rows = trace_files.read_parts(run.folder)
+    if not rows:
+        there = sorted(p.parent.name for p in run.folder.parent.glob("*/run.json"))
+        raise FileNotFoundError(
+            f"{run.folder} holds no parts to merge; runs of this split: {', '.join(there) or 'none'}"
+        )
+    known = files.read_json(run.manifest)
+    results = trace_files.merge(rows, [question.id for question in run.questions])
+    missing = [question.id for question in run.questions if question.id not in results]
+    failed = sum(row["status"] == "error" for row in results.values())
+    identity = known["identity"]
+    named = ("dataset", "split", "mode", "solver", "model", "seed")
+    merged = {
+        "metadata": {name: identity[name] for name in named}
+        | {"run": run.name, "n": len(results), "missing": missing, "scope": known["scope"]},
+        "inference_params": {k: v for k, v in identity.items() if k not in named},
+        "results": results,
+    }
+    target = run.paths.merged(run.split, run.name)
+    files.write_json(target, merged)
+    if missing:
+        more = f" and {len(missing) - 20} more; preds.json lists all" if len(missing) > 20 else ""
+        logger.warning("missing in %s: %s%s", run.folder, ", ".join(missing[:20]), more)
+    if run.args.as_log:
+        as_log(run, target)
+    counts = {"n": len(results), "missing": len(missing), "failed": failed}
+    return {"merged": str(target), **counts, **export_batches(run, merged)}
+
+
+def export_batches(run: Run, merged: dict[str, Any]) -> dict[str, Any]:
+    """Write the batch files that `--export-batches` asks for; tells their folder and number."""
+    from lag.runs.export_batches import export
+
+    size = run.args.export_batches
+    if not size:
+        return {}
+    paths = export(merged, run.questions, run.paths.meta, run.args.export_to, size)
+    return {"exported": str(paths[0].parent), "batches": len(paths)}
+
+
+def as_log(run: Run, merged: Path) -> None:
+    """Make a merged run the log store, in one rename."""
+    if run.split != "train":
+        logger.warning(
+            "the log store is now made from the %s split: it is no longer unseen", run.split
+        )
+    temporary = run.paths.log_store.with_suffix(".tmp")
+    shutil.copyfile(merged, temporary)
+    temporary.replace(run.paths.log_store)

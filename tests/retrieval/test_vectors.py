@@ -1,0 +1,255 @@
+"""Vectors on disk: what is there is found, what is not is made once, what is wrong is named."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lag.retrieval import vectors
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Letters:
+    """A real, tiny encoder: letter counts, scaled. Counts the texts it is asked for."""
+
+    def __init__(self, name="letters", digest="d1"):
+        self.name, self.digest, self.asked = name, digest, []
+
+    def __call__(self, texts):
+        self.asked += texts
+        counts = np.array([[text.count(chr(97 + n)) + 0.1 for n in range(26)] for text in texts])
+        counts = counts.reshape(len(texts), 26)
+        return (counts / np.linalg.norm(counts, axis=1, keepdims=True)).astype(np.float32)
+
+
+def fill(path, texts, encoder, **options):
+    return vectors.fill(path, texts, encoder, encoder, **options)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "embeds" / "doc.npy"
+
+
+def test_what_was_written_is_read(path):
+    encoder = Letters()
+    filled, made = fill(path, ["ab", "c", "ab"], encoder)
+    stored = vectors.read_current(path, ["ab", "c", "ab"], encoder)
+    assert made == 2 and encoder.asked == ["ab", "c"]
+    assert stored.keys == filled.keys and len(stored.matrix) == 3  # a row per text, in order
+    np.testing.assert_array_equal(stored.matrix, encoder(["ab", "c", "ab"]))
+
+
+def test_the_manifest_says_what_the_vectors_were_made_from(path):
+    fill(path, ["ab", "c"], Letters("some/encoder"))
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert (facts["model"], facts["count"], facts["dimensions"]) == ("some/encoder", 2, 26)
+    before = facts["digest"]
+    fill(path, ["c", "ab"], Letters("some/encoder"))
+    assert json.loads(path.with_suffix(".json").read_text())["digest"] != before
+
+
+def test_only_new_texts_are_embedded(path):
+    encoder = Letters()
+    fill(path, ["a", "b"], encoder)
+    encoder.asked.clear()
+    filled, made = fill(path, ["b", "new", "a"], encoder)
+    assert (made, encoder.asked) == (1, ["new"])
+    np.testing.assert_array_equal(filled.matrix, Letters()(["b", "new", "a"]))
+    assert fill(path, ["b", "new", "a"], encoder)[1] == 0
+
+
+def test_reordering_embeds_nothing_but_is_written(path):
+    encoder = Letters()
+    fill(path, ["a", "b"], encoder)
+    assert fill(path, ["b", "a"], encoder)[1] == 0
+    np.testing.assert_array_equal(
+        vectors.read_current(path, ["b", "a"], encoder).matrix, Letters()(["b", "a"])
+    )
+
+
+def test_several_owners_share_a_file(path):
+    encoder = Letters()
+    fill(path, ["a", "b"], encoder, keep_others=True)
+    fill(path, ["b", "c"], encoder, keep_others=True)
+    encoder.asked.clear()
+    filled, made = fill(path, ["c", "a"], encoder, keep_others=True)
+    assert (made, encoder.asked, len(filled.keys)) == (0, [], 3)
+    np.testing.assert_array_equal(filled.of(vectors.keys_of(["c", "a"])), Letters()(["c", "a"]))
+
+
+def test_without_others_what_is_gone_is_dropped(path):
+    fill(path, ["a", "b"], Letters())
+    assert len(fill(path, ["b"], Letters())[0].keys) == 1
+
+
+def test_afresh_embeds_everything_again(path):
+    encoder = Letters()
+    fill(path, ["a", "b"], encoder)
+    assert fill(path, ["a", "b"], encoder, afresh=True)[1] == 2
+
+
+def test_another_encoder_is_named_and_its_vectors_are_not_used(path, caplog):
+    fill(path, ["a"], Letters("old/encoder", "d1"))
+    new = Letters("new/encoder", "d2")
+    with pytest.raises(ValueError, match=r"not made by new/encoder but by old/encoder"):
+        vectors.read_current(path, ["a"], new)
+    assert fill(path, ["a"], new)[1] == 1
+    assert "not made by new/encoder" in caplog.text
+
+
+def test_a_retrained_encoder_of_the_same_name_is_another_one(path):
+    fill(path, ["a"], Letters("e", "d1"))
+    with pytest.raises(ValueError, match="an earlier state of it"):
+        vectors.read_current(path, ["a"], Letters("e", "d2"))
+
+
+def test_a_moved_encoder_is_the_same_one(path):
+    fill(path, ["a"], Letters("old/place", "d1"))
+    assert fill(path, ["a"], Letters("new/place", "d1"))[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "new", "gone"),
+    [(["a", "changed"], 1, 1), (["a", "b", "c"], 1, 0), (["a"], 0, 1), (["b", "a"], 0, 0)],
+)
+def test_other_texts_are_stale(path, texts, new, gone):
+    fill(path, ["a", "b"], Letters())
+    with pytest.raises(ValueError, match=f"is stale: .* {new} are not in it, {gone} others"):
+        vectors.read_current(path, texts, Letters())
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def without_manifest(path):
+    path.with_suffix(".json").unlink()
+
+
+def half_a_manifest(path):
+    manifest = path.with_suffix(".json")
+    manifest.write_text(manifest.read_text()[:40])
+
+
+def other_manifest(path):
+    path.with_suffix(".json").write_text('["count"]')
+
+
+def edit(**changes):
+    def damage(path):
+        manifest = path.with_suffix(".json")
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **changes}))
+
+    return damage
+
+
+DAMAGE = {
+    "truncated": (truncate, "truncated or changed"),
+    "empty": (empty, "truncated or changed"),
+    "flipped bit": (flip, "truncated or changed"),
+    "no manifest": (without_manifest, r"doc\.json is missing"),
+    "half a manifest": (half_a_manifest, "not valid JSON"),
+    "another manifest": (other_manifest, "not a manifest of vectors"),
+    "wrong count": (edit(count=3), r"holds \(2, 26\); its manifest says \(3, 26\)"),
+    "wrong width": (edit(dimensions=25), r"holds \(2, 26\)"),
+    "missing keys": (edit(texts=["a"]), r"holds \(2, 26\)"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_named_in_one_line_and_repaired(path, name, caplog):
+    damage, message = DAMAGE[name]
+    fill(path, ["a", "b"], Letters())
+    damage(path)
+    with pytest.raises(ValueError, match=message) as caught:
+        vectors.read_current(path, ["a", "b"], Letters())
+    assert "\n" not in str(caught.value) and str(path.parent) in str(caught.value)
+    assert fill(path, ["a", "b"], Letters())[1] == 2
+    assert "embedding again" in caplog.text
+    assert len(vectors.read_current(path, ["a", "b"], Letters()).matrix) == 2
+
+
+def test_a_kill_between_matrix_and_manifest_is_noticed(path):
+    fill(path, ["a", "b"], Letters())
+    old = path.with_suffix(".json").read_text()
+    fill(path, ["a", "c"], Letters())  # as many vectors, of the same width
+    path.with_suffix(".json").write_text(old)
+    with pytest.raises(ValueError, match="truncated or changed"):
+        vectors.read_current(path, ["a", "b"], Letters())
+
+
+def test_a_file_is_replaced_not_written_over(path):
+    fill(path, ["a", "b"], Letters())
+    reading = path.with_name("opened by a reader")
+    os.link(path, reading)
+    before = reading.read_bytes()
+    fill(path, ["a", "b", "c"], Letters())
+    assert reading.read_bytes() == before != path.read_bytes()
+
+
+def test_pickles_are_not_read(path):
+    stored, _ = fill(path, ["a"], Letters())
+    objects = replace(stored, matrix=np.array([[None]], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        vectors.write_vectors(path, objects)
+    assert len(vectors.read_current(path, ["a"], Letters()).matrix) == 1  # nothing half-written
+
+
+FILLER = """
+import sys
+from pathlib import Path
+from lag.retrieval.vectors import keys_of
+from test_vectors import Letters, fill
+path, first, step = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+print("ready", flush=True)
+texts = []
+for n in range(first, 60, step):
+    texts.append(chr(97 + n % 26) * (n + 1))
+    filled, _ = fill(path, texts, Letters(), keep_others=True)
+    assert (filled.of(keys_of(texts)) == Letters()(texts)).all()
+"""
+
+
+def start_filler(path, first, step):
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    command = [sys.executable, "-c", FILLER, str(path), str(first), str(step)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_several_processes_fill_one_file_at_once(path):
+    fillers = [start_filler(path, first, 3) for first in range(3)]
+    assert [filler.wait() for filler in fillers] == [0, 0, 0]
+    everything = [chr(97 + n % 26) * (n + 1) for n in range(60)]
+    filled, made = fill(path, everything, Letters(), keep_others=True)
+    assert (made, len(filled.keys)) == (0, 60)  # no update was lost, no text has two rows
+
+
+def test_a_killed_writer_leaves_a_file_that_is_whole_or_named(path):
+    texts = [chr(97 + n % 26) * (n + 1) for n in range(60)]
+    for delay in (0.0, 0.004, 0.009, 0.015, 0.025):
+        filler = start_filler(path, 0, 1)
+        filler.stdout.readline()
+        time.sleep(delay)
+        filler.send_signal(signal.SIGKILL)
+        filler.wait()
+        filled, _ = fill(path, texts[:3], Letters(), keep_others=True)  # the lock died with it
+        np.testing.assert_array_equal(filled.of(vectors.keys_of(texts[:3])), Letters()(texts[:3]))
