@@ -11,9 +11,9 @@ from typing import Any, Protocol, Self
 from lag import prompts
 from lag.modes import BLANK, Mode
 from lag.prompts import Note, Prompt
-from lag.records import ASIDE, Document, Log, Question, Step
+from lag.records import ASIDE, Document, Log, Question, Step, Trace
 from lag.reminder import reminded
-from lag.solvers import Solver, limits, record_prompt
+from lag.solvers import Solver, choose_prompt, limits, record_prompt
 from lag.tasks import Task
 
 
@@ -117,6 +117,40 @@ def build(
         prompt = prompts.folded(prompt)
     header = prompts.SHEET_HEADER if settings.mode.enters == "sheet" else prompts.LOGS_HEADER
     return prompts.with_notes(prompt, held.notes, settings.layout, header)
+
+
+def is_reminded(trace: Trace, number: int) -> bool:
+    """Whether the prompt of a step reminds of the format, as the reply before had no tag."""
+    return number > 0 and trace.steps[number - 1].action == "retry"
+
+
+def left_out(trace: Trace, number: int) -> Mapping[str, Sequence[Any]]:
+    """What had no room at a step: lists of ids of `logs` and `docs`, and of numbers of `steps`."""
+    rows = [row for row in trace.dropped if row.get("step") == number]
+    return {name: found for row in rows for name, found in row.items() if isinstance(found, list)}
+
+
+def made_again(
+    trace: Trace,
+    number: int,
+    question: Question,
+    settings: PromptSettings,
+    docs: list[Document],
+    notes: list[Note],
+) -> tuple[Prompt, Entered]:
+    """The prompt of a past step that is no curator's, and what it was made from.
+
+    number: the step's place in its row, from 0. docs, notes: what the row says has entered.
+    """
+    step, before = trace.steps[number], loop_steps(trace.steps[:number])
+    if step.action == "select":
+        return choose_prompt(question.text, step.query, docs), Entered(docs, [])
+    dropped = left_out(trace, len(before) + 1)
+    if settings.mode.enters == "sheet" and "sheet" not in dropped.get("logs", ()):
+        notes = sheet_notes(trace.sheet or "")
+    shown = before[len(dropped.get("steps", ())) :] if settings.trace_steps else []
+    held = Entered(docs, notes, shown)
+    return build(question, before, settings, held, is_reminded(trace, number)), held
 
 
 def curator(

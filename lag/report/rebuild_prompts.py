@@ -4,7 +4,7 @@ What cannot be made again exactly is told with its reason: a file is gone or has
 run, or nothing tells. A guess is never shown.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,16 +23,16 @@ from lag.modes import MODES
 from lag.paths import Paths
 from lag.prompts import Note, Prompt
 from lag.records import Document, Question, Step, Trace, UsedLog
-from lag.solvers import DEFAULT_SOLVER, SOLVERS, choose_prompt
+from lag.solvers import DEFAULT_SOLVER, SOLVERS
 from lag.step_prompt import (
     Entered,
     StatedSettings,
-    build,
     curator,
+    is_reminded,
     last_sheet,
     loop_steps,
+    made_again,
     note_of,
-    sheet_notes,
 )
 from lag.tasks import kept_documents, read_questions
 from lag.trace_files import read_rows
@@ -145,7 +145,6 @@ class RunPrompts:
     def rebuilt(self, trace: Trace, number: int) -> Rebuilt:
         """The prompt of one step; raises NotKnown."""
         step, before = trace.steps[number], loop_steps(trace.steps[:number])
-        again = number > 0 and trace.steps[number - 1].action == "retry"
         settings = self.settings
         notes = [self.note(used) for used in step.logs]
         options = (
@@ -159,17 +158,11 @@ class RunPrompts:
             return Rebuilt(curator(question, sheet, self.store.logs, 0, held), held, (), sheet)
         if settings.records and self.run.meta.get("solver_prompts") != solvers.digest():
             raise NotKnown("the wording of the solver's prompts has changed since this run")
-        if step.action == "select":
-            held = Entered([self.document(id) for id in step.docs], [])
-            return Rebuilt(choose_prompt(question.text, step.query, held.docs), held, before)
-        if again and self.run.meta.get("reminder") != reminder.digest():
+        if is_reminded(trace, number) and self.run.meta.get("reminder") != reminder.digest():
             raise NotKnown("the wording of the reminder has changed since this run")
-        dropped = left_out(trace, len(before) + 1)
-        if settings.mode.enters == "sheet" and "sheet" not in dropped.get("logs", ()):
-            notes = sheet_notes(trace.sheet or "")
-        shown = before[len(dropped.get("steps", ())) :] if settings.trace_steps else []
-        held = Entered([self.document(id) for id in step.docs], notes, shown)
-        return Rebuilt(build(question, before, settings, held, again), held, before)
+        docs = [self.document(id) for id in step.docs]
+        prompt, held = made_again(trace, number, question, settings, docs, notes)
+        return Rebuilt(prompt, held, before)
 
     def note(self, used: UsedLog) -> Note:
         if self.lost_logs:
@@ -203,12 +196,6 @@ class RunPrompts:
 def digest_at(path: Path, time: int) -> str:
     """A file's digest as identities have it; `time` is when the file was changed."""
     return file_digest(path)[:16]
-
-
-def left_out(trace: Trace, number: int) -> Mapping[str, Sequence[Any]]:
-    """What had no room at a step: lists of ids of `logs` and `docs`, and of numbers of `steps`."""
-    rows = [row for row in trace.dropped if row.get("step") == number]
-    return {name: found for row in rows for name, found in row.items() if isinstance(found, list)}
 
 
 def carried_sheets(part: Path, share: Sequence[str]) -> dict[str, set[str]]:

@@ -13,22 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lag import prompts, solvers
+from lag import prompts, reminder, solvers
 from lag.logs.store import LogStore
 from lag.modes import MODES, Mode
 from lag.paths import Paths
-from lag.prompts import Note, Prompt
-from lag.records import ASIDE, Document, Log, Question, Step, Trace
+from lag.prompts import Prompt
+from lag.records import ASIDE, Document, Log, Question, Trace
 from lag.runs.config import adapter_digest
-from lag.solvers import DEFAULT_SOLVER, SOLVERS, choose_prompt
-from lag.step_prompt import (
-    Entered,
-    StatedSettings,
-    build,
-    loop_steps,
-    note_of,
-    sheet_notes,
-)
+from lag.solvers import DEFAULT_SOLVER, SOLVERS
+from lag.step_prompt import StatedSettings, made_again, note_of
 from lag.tasks import kept_documents, read_documents, read_questions, task_of
 from lag.train.examples import Format, TrainingExample
 from lag.train.markers import Span, marked
@@ -81,8 +74,9 @@ class ExampleMaker:
                 f"--from {name} is of the {known.get('split')} split; what is trained on is no "
                 "longer unseen: give a run of --split train"
             )
-        digest = known.get("solver_prompts", solvers.digest())
-        if known.get("prompts") != prompts.digest() or digest != solvers.digest():
+        texts = {"solver_prompts": solvers.digest(), "reminder": reminder.digest()}
+        same = all(known.get(name, digest) == digest for name, digest in texts.items())
+        if known.get("prompts") != prompts.digest() or not same:
             raise ValueError(
                 f"--from {name}: the wording of the prompts has changed since; run it again"
             )
@@ -164,24 +158,22 @@ class ExampleMaker:
 
     def of_trace(self, trace: Trace, question: Question) -> Iterator[TrainingExample]:
         """The steps of a trace, in each form; a curator's calls are left out."""
-        said = [step for step in trace.steps if step.action != "curate"]
-        self.counts["a curator's"] += len(trace.steps) - len(said)
         most = self.run.settings.get("max_new_tokens") or 0
-        for number, step in enumerate(said):
-            before, again = loop_steps(said[:number]), number and said[number - 1].action == "retry"
-            forms = self.settings if step.action != "select" else self.settings[:1]
-            for settings in forms:
-                prompt = self.prompt(trace, question, before, step, settings, again)
+        for number, step in enumerate(trace.steps):
+            if step.action == "curate":
+                self.counts["a curator's"] += 1
+                continue
+            for settings in self.settings if step.action != "select" else self.settings[:1]:
+                prompt = self.prompt(trace, number, question, settings)
                 format = Format(settings.mode.name, settings.layout, prefill=settings.prefill)
                 ended = not most or step.new_tokens < most
-                reply = self.marked(trace, step)
-                yield TrainingExample(prompt, reply, format, ended=ended)
+                yield TrainingExample(prompt, self.marked(trace, number), format, ended=ended)
 
-    def marked(self, trace: Trace, step: Step) -> str:
+    def marked(self, trace: Trace, number: int) -> str:
         """A reply with its markers; one without a label, or no step of the loop, stays as it is."""
+        step = trace.steps[number]
         if self.labels is None or step.action in ASIDE:
             return step.reply
-        number = next(n for n, one in enumerate(trace.steps) if one is step)
         spans = self.labels.get((trace.id, number))
         if spans is None:
             self.counts["kept without a label"] += 1
@@ -198,40 +190,22 @@ class ExampleMaker:
         if not places:
             raise ValueError(f"--preds {self.run.path}: row {trace.id!r} has no step")
         last, settings = places[-1], self.settings[0]
-        before, again = trace.steps[:last], last > 0 and trace.steps[last - 1].action == "retry"
-        step = trace.steps[last]
-        prompt = self.prompt(trace, question, loop_steps(before), step, settings, again)
-        return prompt, step.reply, settings
+        return self.prompt(trace, last, question, settings), trace.steps[last].reply, settings
 
     def prompt(
-        self,
-        trace: Trace,
-        question: Question,
-        before: Sequence[Step],
-        step: Step,
-        settings: StatedSettings,
-        again: bool = False,
+        self, trace: Trace, number: int, question: Question, settings: StatedSettings
     ) -> Prompt:
-        """The prompt of a step; `before` are the loop's steps before it, as `build` takes them."""
+        """The prompt of a step, by its place in the trace."""
+        step, mode = trace.steps[number], settings.mode
         if gone := [id for id in step.docs if id not in self.documents]:
             raise ValueError(
                 f"--from {self.run.path}: document {gone[0]!r} is not in {self.paths.docs}; expected "
                 "the data files that the run had"
             )
         documents = [self.documents[id] for id in step.docs]
-        if step.action == "select":
-            return choose_prompt(question.text, step.query, documents)
-        shown = before[num_forgotten(trace, len(before) + 1) :] if settings.trace_steps else []
-        notes = [self.note(used.id, used.similarity, settings.mode) for used in step.logs]
-        if trace.sheet and settings.mode.enters == "sheet":
-            notes = sheet_notes(trace.sheet)
-        entered = Entered(documents, notes if settings.mode.enters else [], list(shown))
-        return build(question, before, settings, entered, bool(again))
-
-    def note(self, id: str, similarity: float, mode: Mode) -> Note:
-        if mode.keep is None:
-            return Note(id, "")
-        return note_of(mode, self.logs[id], self.logs[id], similarity)
+        logs = [(self.logs[used.id], used.similarity) for used in step.logs if mode.enters]
+        notes = [note_of(mode, log, log, similarity) for log, similarity in logs]
+        return made_again(trace, number, question, settings, documents, notes)[0]
 
 
 def maker_of(path: Path, dataset: str, data: Path, **more: Any) -> ExampleMaker:
@@ -255,11 +229,6 @@ def mode_of(mode: Mode, form: str) -> Mode:
             "--from a run of a mode with logs"
         )
     return same[0]
-
-
-def num_forgotten(trace: Trace, number: int) -> int:
-    """How many earlier steps the prompt of a step did not show."""
-    return sum(len(row.get("steps", ())) for row in trace.dropped if row.get("step") == number)
 
 
 def weight_of(id: str, weights: Mapping[str, float] | None) -> float:

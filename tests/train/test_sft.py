@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--epochs", "1", "--batch-size", "4", "--every", "2", "--rank", "2", "--device", "cpu"]
 
 
-def run(data, embedder, *flags, dataset="wikihop", split="train"):
+def run(data, embedder, *flags, dataset="wikihop", split="train", llm=None):
     """A run of the script with a scripted model; returns its folder and the prompts it was asked."""
-    llm = ScriptedLLM(small.stepwise)
+    llm = llm or ScriptedLLM(small.stepwise)
     argv = ["-d", dataset, "--data", str(data), "--embedder", str(embedder), "--split", split]
     code = agentic.main([*argv, *flags], llm)
     assert code == 0
@@ -85,6 +85,22 @@ def test_prompts_are_made_again_as_the_loop_built_them(logged, embedder_folder, 
     assert plain == Counter(replace(prompt, key="") for prompt in asked)
     assert maker.counts["a curator's"] == len(seen) - len(asked)
     assert {e.reply for e in made} == {small.stepwise(prompt) for prompt in asked}
+
+
+def test_a_sheet_that_had_no_room_is_in_no_example(logged, embedder_folder):
+    def wordy(prompt):
+        is_curator = prompt.user.startswith(prompts.CURATOR_RULES)
+        return "word " * 900 if is_curator else small.stepwise(prompt)
+
+    llm = ScriptedLLM(wordy, room=900)
+    folder, seen = run(logged, embedder_folder, "-m", "log_cheatsheet", "--run", "tight", llm=llm)
+    maker = ExampleMaker(PastRun.read(folder), Paths(logged, "wikihop"))
+    made = [e for part in maker.examples("all", None).values() for e in part]
+    asked = [p for p in seen if not p.user.startswith(prompts.CURATOR_RULES)]
+    assert len(asked) < len(seen) and not any(prompt.notes for prompt in asked)
+    assert Counter(replace(e.prompt, key="") for e in made) == Counter(
+        replace(prompt, key="") for prompt in asked
+    )
 
 
 def test_logs_can_stand_in_other_forms(logged, with_logs):
@@ -222,10 +238,15 @@ def test_wrong_input_is_one_line_and_writes_nothing(logged, with_logs, tmp_path,
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"id": 1}\n')
     other = changed(store, tmp_path / "other.json", results={"nobody": next(iter(rows.values()))})
+    reminded = tmp_path / "reminded.json"
+    content = json.loads(store.read_text())
+    content["inference_params"]["reminder"] = "x"
+    reminded.write_text(json.dumps(content))
     cases = [
         ("none of its 10 rows is answered", changed(store, tmp_path / "a.json", results=silent), ["--filter", "answered"]),
         ("is of the test split", changed(store, tmp_path / "b.json", split="test"), []),
         ("wording of the prompts", changed(store, tmp_path / "c.json", prompts="x"), []),
+        ("wording of the prompts", reminded, []),
         ("answers mmlupro", changed(store, tmp_path / "d.json", dataset="mmlupro"), []),
         ("holds no metadata", foreign, []),
         ("'nobody' is no train question", other, []),
