@@ -215,17 +215,19 @@ def annotate_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def annotate(args: argparse.Namespace) -> dict[str, Any]:
+    from lag.files import read_json
     from lag.paths import Paths
-    from lag.tasks import TASKS
+    from lag.tasks import id_of, task_of
     from lag.train import annotate
     from lag.train.markers import write_labels
     from lag.train.past_run import PastRun
 
-    paths, load = Paths(args.data, args.dataset), TASKS[args.dataset].load
-    rows = annotate.read_dev(paths.questions("train"))
+    paths = Paths(args.data, args.dataset)
+    task = task_of(paths)
+    rows = read_json(paths.questions("train"), f"run: python dataset.py {paths.flags}")
     if args.labeller == "published":
         path = args.path or paths.preds / "published.json"
-        traces, labels = annotate.published_rows(rows, load)
+        traces, labels = annotate.published_rows(rows, task.load)
         if not labels:
             raise ValueError(f"{paths.questions('train')} has no row with cot_steps")
         annotate.write_published(path, traces, args.dataset)
@@ -234,7 +236,8 @@ def annotate(args: argparse.Namespace) -> dict[str, Any]:
         run = PastRun.read(path)
         items = annotate.items_of(run)
         if args.labeller == "rules":
-            labels = annotate.with_rules(items, annotate.facts_of(rows, load))
+            facts = {id_of(row): annotate.gold_facts(row) for row in rows}
+            labels = annotate.with_rules(items, facts)
         elif args.labeller == "random":
             labels = annotate.with_chance(items, args.seed)
         else:

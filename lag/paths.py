@@ -7,7 +7,6 @@ from shlex import quote
 
 ADAPTER_FACTS = "lag.json"  # what it was trained with and on, beside them
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # peft's names
-ADAPTER_FACTS = "lag.json"  # ours beside them
 KV_DTYPES = ("auto", "bf16", "int8", "int4")  # how files keep numbers; auto: as the model has them
 
 

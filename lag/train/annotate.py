@@ -4,7 +4,6 @@ Rules need no model: what a reply states is memory, a query or a conclusion is r
 asked instead; at random is the ablation; published steps come with their labels.
 """
 
-import json
 import logging
 import random
 import re
@@ -214,11 +213,3 @@ def counted(labels: Sequence[Label]) -> dict[str, Any]:
     kinds = [kind for label in labels for _, _, kind in label.spans]
     failed = sum(label.failed for label in labels)
     return {"labelled": len(labels) - failed, "failed": failed} | {k: kinds.count(k) for k in PARTS}
-
-
-def facts_of(rows: Sequence[Row], load: Callable[[Row], Question]) -> dict[str, list[str]]:
-    return {load(row).id: gold_facts(row) for row in rows}
-
-
-def read_dev(path: Path) -> list[Row]:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -7,8 +7,8 @@ Source: ExSearch (arXiv 2505.20128); fits from the base model as in ReST-EM (arX
 """
 
 import gc
+import json
 import logging
-import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +22,7 @@ from lag.runs.missing_files import check_files
 from lag.runs.run import Run
 from lag.runs.worker import Worker
 from lag.train.adapters import AdapterRecipe
-from lag.train.log_examples import maker_of
+from lag.train.log_examples import held_out, maker_of
 from lag.train.sft import Source, TuningRecipe, tune
 from lag.train.weigh import weigh
 
@@ -76,10 +76,9 @@ class EM:
         settled = replace(self.config, split="train").settled()
         check_files([settled])
         ids = [question.id for question in Run(settled).questions]
-        count = round(self.recipe.validation * len(ids)) or int(self.recipe.validation > 0)
-        if count >= len(ids):
+        held = held_out(ids, self.recipe.validation, self.tuning.seed)
+        if len(held) == len(ids):
             raise ValueError(f"{len(ids)} train questions are too few to hold some out")
-        held = set(random.Random(f"validation {self.tuning.seed}").sample(ids, count))
         return [id for id in ids if id not in held], [id for id in ids if id in held]
 
     @property
@@ -133,11 +132,11 @@ class EM:
         }
 
     def begin(self) -> None:
-        path, ours = self.out / "em.json", self.identity
-        known = read_json(path) if path.exists() else None
-        if known is None:
+        path, ours = self.out / "em.json", json.loads(json.dumps(self.identity))
+        if not path.exists():
             write_json(path, ours)
-        elif differs := [name for name in ours if known.get(name) != plain(ours[name])]:
+        known = read_json(path)
+        if differs := [name for name in ours if known.get(name) != ours[name]]:
             raise ValueError(
                 f"--out {self.out} holds an EM run with another {', '.join(differs)}; repeat its "
                 "flags, or give another folder"
@@ -231,13 +230,6 @@ def merit(result: dict[str, Any]) -> float:
     """What an iteration is chosen by: its score, of equals the first; without scores the last."""
     score = result["validation_em"]
     return result["iteration"] if score is None else score
-
-
-def plain(value: Any) -> Any:
-    """A value as it comes back from a JSON file."""
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def free() -> None:

@@ -264,9 +264,13 @@ def read_weights(path: Path) -> dict[str, float]:
 def split(examples: Mapping[str, list], share: float, seed: int) -> tuple[list, list]:
     """Training and validation examples; whole questions go to one or the other."""
     ids = sorted(examples)
-    count = min(round(share * len(ids)) or int(share > 0), len(ids) - 1)
-    held = set(random.Random(f"validation {seed}").sample(ids, count))
-    parts = ([], [])
+    held, parts = {*held_out(ids, share, seed)[: len(ids) - 1]}, ([], [])
     for id in ids:
         parts[id in held].extend(examples[id])
     return parts
+
+
+def held_out(ids: Sequence[str], share: float, seed: int) -> list[str]:
+    """A share of the questions, drawn; one at the least, unless the share is 0."""
+    count = min(round(share * len(ids)) or int(share > 0), len(ids))
+    return random.Random(f"validation {seed}").sample(ids, count)

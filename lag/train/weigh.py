@@ -9,7 +9,7 @@ Source: ExSearch (arXiv 2505.20128), the E-step of its generalised EM. Retrieved
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -17,6 +17,7 @@ from typing import Any
 
 from lag.actions import tags
 from lag.files import write_text
+from lag.json_checks import Row
 from lag.metrics import letter_at
 from lag.model.chat import Chat
 from lag.records import Question, Trace
@@ -150,7 +151,7 @@ class Weigher:
     def logprobs(self) -> dict[str, float | None]:
         """The log-probability of the gold answer by row; over its spellings they add up."""
         self.maker.check()
-        traces = list(self.maker.run.traces())
+        traces = self.maker.run.traces()
         rows = {t.id: [*self.rows_of(t, self.maker.question_of(t))] for t in traces}
         fits = {id: max(map(visible, mine)) <= self.longest for id, mine in rows.items()}
         flat = [row for id, mine in rows.items() if fits[id] for row in mine]
@@ -168,40 +169,36 @@ class Weigher:
         logprobs = self.logprobs()
         if not logprobs:
             raise ValueError(f"--preds {self.maker.run.path}: no row to weigh")
-        traces = {trace.id: trace for trace in self.maker.run.traces()}
-        return weights_of({id: traces[id] for id in logprobs}, logprobs, temperature)
+        shares, rows = {}, self.maker.run.rows
+        for ids in by_question(logprobs, rows):
+            shares |= zip(ids, normalised([logprobs[id] for id in ids], temperature), strict=True)
+        return [Weight(id, rows[id].get("sample"), logprobs[id], shares[id]) for id in logprobs]
 
 
-def weights_of(
-    traces: Mapping[str, Trace], logprobs: Mapping[str, float | None], temperature: float = 1.0
-) -> list[Weight]:
-    """A weight per row, normalised within its question."""
+def by_question(ids: Iterable[str], rows: Mapping[str, Row]) -> list[list[str]]:
+    """Ids of rows, those of one question's samples together."""
     samples: dict[str, list[str]] = {}
-    for id, trace in traces.items():
-        samples.setdefault(trace.question_id or id, []).append(id)
-    shares = {}
-    for ids in samples.values():
-        shares |= zip(ids, normalised([logprobs[id] for id in ids], temperature), strict=True)
-    return [Weight(id, trace.sample, logprobs[id], shares[id]) for id, trace in traces.items()]
+    for id in ids:
+        samples.setdefault(rows[id].get("question_id") or id, []).append(id)
+    return list(samples.values())
 
 
 def write_weights(path: Path, weights: Sequence[Weight]) -> None:
     write_text(path, "".join(json.dumps(asdict(weight)) + "\n" for weight in weights))
 
 
-def summary(weights: Sequence[Weight], traces: Mapping[str, Trace]) -> dict[str, Any]:
+def summary(weights: Sequence[Weight], rows: Mapping[str, Row]) -> dict[str, Any]:
     """effective_samples, entropy: means over questions."""
-    questions: dict[str, list[float]] = {}
-    for one in weights:
-        questions.setdefault(traces[one.id].question_id or one.id, []).append(one.weight)
+    each = {one.id: one.weight for one in weights}
+    questions = [[each[id] for id in ids] for ids in by_question(each, rows)]
     known = [one.answer_logprob for one in weights if one.answer_logprob is not None]
     return {
         "rows": len(weights),
         "questions": len(questions),
         "too_long": len(weights) - len(known),
         "answer_logprob": round(fmean(known), 4) if known else None,
-        "effective_samples": round(fmean(map(effective, questions.values())), 4),
-        "entropy": round(fmean(map(entropy, questions.values())), 4),
+        "effective_samples": round(fmean(map(effective, questions)), 4),
+        "entropy": round(fmean(map(entropy, questions)), 4),
     }
 
 
@@ -226,5 +223,4 @@ def weigh(
     weigher = Weigher(maker, loaded, tokenizer, max_length(loaded, tokenizer), forward)
     weights = weigher.weights(temperature)
     write_weights(out, weights)
-    traces = {trace.id: trace for trace in maker.run.traces()}
-    return {"weights": str(out), **summary(weights, traces)}
+    return {"weights": str(out), **summary(weights, maker.run.rows)}

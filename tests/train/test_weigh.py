@@ -10,7 +10,6 @@ from scripted import ScriptedLLM
 
 import agentic
 import train
-from lag.metrics import normalize
 from lag.model.llm import LLM
 from lag.paths import Paths
 from lag.records import Question
@@ -132,21 +131,18 @@ def test_weights_reach_the_examples_and_gold_only_the_weights(small_data, rows, 
     assert sorted({round(e.weight, 9) for part in examples.values() for e in part}) == sorted(
         {round(weight, 9) for weight in weights.values()}
     )
-    golds = {normalize(a) for a in small.CITIES}
-    assert golds  # the replies are what was said, whatever is right
+    # the replies are what was said, whatever is right
     assert {e.reply for part in examples.values() for e in part} == {
         sampled(type("P", (), {"key": f"w0#{k} 1"})) for k in range(4)
     }
 
 
-def test_wrong_input_is_one_line(small_data, rows, tiny_folder, tmp_path):
-    for flags, named in [
-        (["--adapter", tmp_path], "no adapter_config.json"),
-        (["--out", rows / "w.jsonl", "-d", "mmlupro"], "answers wikihop, not -d's"),
-    ]:
-        with pytest.raises((ValueError, SystemExit)) as error:
-            weigh(small_data, rows, tiny_folder, *flags)
-        assert isinstance(error.value, SystemExit) or named in str(error.value)
+def test_wrong_input_is_one_line(small_data, rows, tiny_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        weigh(small_data, rows, tiny_folder, "--adapter", tmp_path)
+    assert "no adapter_config.json" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="answers wikihop, not -d's"):
+        weigh(small_data, rows, tiny_folder, "--out", rows / "w.jsonl", "-d", "mmlupro")
     assert not (rows / "weights.jsonl").exists()
     manifest = json.loads((rows / "run.json").read_text())
     manifest["identity"]["adapter"] = "abc"
