@@ -15,39 +15,23 @@ from typing import Any
 
 import measure  # first: it finds the toolkit
 
+from lag.evaluation.find_runs import runs_of_files
 from lag.files import read_json, write_json
 from lag.metrics import normalize
 from lag.paths import Paths
 from lag.records import Question
 from lag.tasks import TASKS, read_questions
-from lag.trace_files import trace_of
 
 NAME = "wikihop"
 ADAPTER = re.compile(r"_adapter-[0-9a-f]{8}")
 POWER = 1.96 + 0.84  # two-sided at 5 %, found in 80 % of repetitions
 
 
-def rows_of(result: dict[str, Any]) -> dict[str, Any]:
-    """The rows that a result is of, by id."""
-    rows: dict[str, Any] = {}
-    for path in result["meta"]["preds_path"]:
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
-            row = trace_of(*named(line))
-            rows[row.id] = row
-    return rows
-
-
-def named(line: str) -> tuple[str, dict[str, Any]]:
-    from lag.json_checks import parsed
-
-    row = parsed(line)
-    return row["id"], row
-
-
 def well_formed(result: dict[str, Any]) -> dict[str, int]:
     """Replies of the loop, and how many held an answer or a query."""
-    steps = [step.action for row in rows_of(result).values() for step in row.steps]
-    said = [action for action in steps if action != "curate"]
+    (run,) = runs_of_files(map(Path, result["meta"]["preds_path"]))
+    actions = [step.action for trace in run.traces.values() for step in trace.steps]
+    said = [action for action in actions if action != "curate"]
     return {"replies": len(said), "in_format": sum(a in ("answer", "search") for a in said)}
 
 
