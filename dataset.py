@@ -27,6 +27,7 @@ from lag.tasks import SPLITS, TASKS, Task, find_task, own_row, task_of
 
 logger = logging.getLogger("lag.dataset")
 KINDS = ", ".join(SUFFIXES)
+SETTINGS = "; ".join(f"{k}: {' or '.join(s.settings)}" for k, s in SOURCES.items() if s.settings)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,7 +42,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--hub", metavar="NAME", default="",
         help="another hub repository, or a local copy of one, with the same columns")  # fmt: skip
     add("--revision", default="", help="branch, tag or commit on the hub; default: the newest")
-    add("--setting", default="", help="hotpotqa: distractor (the hub's default) or fullwiki")
+    add("--setting", default="", help=f"{SETTINGS}; default: the first")
     add("--sample", metavar="N", type=cli.at_least(0),
         help="draw N questions with --seed, 0 keeps all; default: all of a local file, and from "
         "the hub as many as the LAG paper")  # fmt: skip

@@ -91,7 +91,7 @@ def status(own: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     own, rest = parse_own(argv)
-    cli.set_up_logging("-v" in rest)
+    cli.set_up_logging("-v" in rest or "--verbose" in rest)
     if own.status:
         return status(own, rest)
     plan = make_plan(own, rest)

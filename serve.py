@@ -23,7 +23,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     add_flags(parser, "dataset", "data", "embedder", "device", "trust_remote_code")
     parser.add_argument(
-        "--retriever", choices=LOCAL, default=DEFAULT_RETRIEVER, help="(%(default)s)"
+        "--retriever",
+        choices=LOCAL,
+        default=DEFAULT_RETRIEVER,
+        help="how documents are found (%(default)s)",
     )
     parser.add_argument(
         "--host",

@@ -1,6 +1,6 @@
 """Train models: the embedded data set's own, and adapters that hold logs in their weights.
 
-python train.py miniwiki                       # the recipe of the README; resumes where it stopped
+python train.py miniwiki                       # as the shipped ones; resumes where it stopped
 python train.py miniwiki --tokens 2000000 --out /tmp/small
 python train.py imitate -d wikihop             # gold annotations, told as the loop's own traces
 python train.py sft -d wikihop --from data/wikihop/preds/log.json --out adapters/wikihop
@@ -103,17 +103,17 @@ def fold(text: str) -> tuple[int, int]:
 
 def imitate(args: argparse.Namespace) -> dict[str, Any]:
     from lag.runs.config import RunConfig
-    from lag.runs.flags import check
+    from lag.runs.flags import check_one
     from lag.train.imitate import imitate as answer
 
     given = {k: v for k, v in vars(args).items() if k not in ("command", "fold") and v is not None}
     config = RunConfig(**given)
-    check(config)
+    check_one(config)
     return answer(config, args.fold)
 
 
-def tuning_flags(parser: argparse.ArgumentParser) -> None:
-    """What is trained, and how."""
+def tuning_flags(parser: argparse.ArgumentParser, batch: str) -> None:
+    """What is trained, and how; `batch` says what --batch-size counts."""
     add, number = parser.add_argument, cli.at_least
     # fmt: off
     add("--tune", choices=("full", "lora", "tokens", "lora+tokens"), default="lora", help="what is trained (%(default)s)")
@@ -122,6 +122,7 @@ def tuning_flags(parser: argparse.ArgumentParser) -> None:
     add("--rank", metavar="N", type=number(1), default=16, help="of LoRA's matrices (%(default)s)")
     add("--alpha", metavar="N", type=number(1), default=32, help="LoRA's scale times its rank (%(default)s)")
     add("--dropout", metavar="X", type=number(0, float, 0.9), default=0.0, help="of what enters LoRA's matrices (%(default)s)")
+    add("--batch-size", metavar="N", type=number(1), default=8, help=f"{batch} (%(default)s)")
     add("--epochs", metavar="N", type=number(1), default=2, help="times that every example is read (%(default)s)")
     add("--rate", metavar="X", type=number(0, float), default=2e-4, help="highest learning rate (%(default)s)")
     add("--warmup", metavar="X", type=number(0, float, 0.9), default=0.05, help="share of the updates in which it rises (%(default)s)")
@@ -138,7 +139,7 @@ def sft_flags(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="DIR", type=Path, required=True, help="folder of the adapter, or of the model with --tune full; checkpoints lie in training/ there")
     add("--also", metavar="FILE[:SHARE]", type=run_and_share, action="append", default=[], help="a further run, and the share of its questions that is drawn (1); may stand several times")
     add("--one-form", action="store_true", help="each question stands in one of the forms, drawn, instead of in all")
-    add("--longest", metavar="N", type=number(0), default=0, help="leave out examples of more tokens; 0: of more than the model takes")
+    add("--longest", metavar="N", type=number(0), default=0, help="leave out examples of more tokens; 0: of more than the model takes (%(default)s)")
     add("--save-dtype", choices=("float32", "bfloat16"), default="", help="of an adapter's stored numbers; default: as they were trained")
     add("--filter", choices=("correct", "answered", "all"), default="correct", help="which rows are learned from (%(default)s)")
     add("--weights", metavar="FILE", type=Path, help="a weight per row, as train.py weigh writes them; default: all alike")
@@ -149,8 +150,8 @@ def sft_flags(parser: argparse.ArgumentParser) -> None:
     add("--tokens-per-marker", metavar="N", type=number(1), default=1, help="a marker is a run of so many tokens (%(default)s)")
     add("--validation", metavar="X", type=number(0, float, 0.9), default=0.1, help="share of the questions that is held out for the curve (%(default)s)")
     # fmt: on
-    tuning_flags(parser)
-    add_flags(parser, "batch_size", "seed", "verbose")
+    tuning_flags(parser, "examples of an update")
+    add_flags(parser, "seed", "verbose")
 
 
 def run_and_share(text: str) -> tuple[Path, float]:
@@ -283,7 +284,7 @@ def weigh(args: argparse.Namespace) -> dict[str, Any]:
 
 def em_flags(parser: argparse.ArgumentParser) -> None:
     add, number = parser.add_argument, cli.at_least
-    add_flags(parser, *ROLLOUTS, mode="base")
+    add_flags(parser, *(name for name in ROLLOUTS if name != "batch_size"), mode="base")
     # fmt: off
     add("--out", metavar="DIR", type=Path, required=True, help="folder of iter_001/, iter_002/ ...; the same command goes on where it stopped")
     add("--iterations", metavar="N", type=number(1), default=3, help="at most so many (%(default)s)")
@@ -294,18 +295,20 @@ def em_flags(parser: argparse.ArgumentParser) -> None:
     add("--validation", metavar="X", type=number(0, float, 0.9), default=0.1, help="share of the train questions that is held out, to stop by (%(default)s)")
     add("--patience", metavar="N", type=number(1), default=1, help="stop after N iterations in a row that are no better on them (%(default)s)")
     # fmt: on
-    tuning_flags(parser)
+    tuning_flags(parser, "questions that are worked on at once, and examples of an update")
     add_flags(parser, "verbose")
 
 
 def em(args: argparse.Namespace) -> dict[str, Any]:
     from lag.runs.config import RunConfig
+    from lag.runs.flags import check_one
     from lag.train.em import EM, EMRecipe
 
     adapter, tuning = recipes_of(args)
     adapter.check()
     given = {name: getattr(args, name) for name in ROLLOUTS}
     config = RunConfig(**{name: value for name, value in given.items() if value is not None})
+    check_one(config)
     recipe = EMRecipe(
         args.iterations,
         args.samples,

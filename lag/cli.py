@@ -184,7 +184,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: not a JSON object; names the file.
     """
-    config = read_json(path)
+    config = read_json(path, "check --config")
     if not isinstance(config, dict):
         raise ValueError(f"--config {path}: expected a JSON object whose keys are flags")
     provenance = config.get("provenance", {})

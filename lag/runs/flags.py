@@ -82,6 +82,18 @@ def check(config: RunConfig) -> None:
     check_read(configs)
 
 
+def check_one(config: RunConfig) -> None:
+    """As `check`, for what makes one run only.
+
+    Raises:
+        ValueError: as `check`; or several modes or solvers.
+    """
+    check(config)
+    if "," in config.mode + config.solver:
+        said = f"-m {config.mode} --solver {config.solver}"
+        raise ValueError(f"{said}: this makes one run; give one mode and one solver")
+
+
 def check_command(config: RunConfig) -> None:
     splits = (config.split or SPLITS[0]).split(",")
     if set(splits) - {*SPLITS} or len(splits) > len({*splits}):

@@ -14,6 +14,7 @@ import evaluate
 import samples
 import train
 from lag import trace_files
+from lag.files import write_json
 from lag.paths import Paths
 from lag.records import Step, Trace
 from lag.train.annotate import by_rules, items_of, told, units, with_chance, with_model
@@ -122,6 +123,19 @@ def test_labels_at_random_follow_the_seed():
     one, other = with_chance(items(9), 1), with_chance(items(9), 2)
     assert one == with_chance(items(9), 1) != other
     assert {kind for label in one for _, _, kind in label.spans} == {"memory", "reason"}
+
+
+def test_a_data_set_of_one_s_own_is_labelled(tmp_path, capsys):
+    """A KeyError showed its traceback."""
+    rows = [
+        {"id": "a", "question": "Who is Crea?", "answer": "a teacher", "cot_steps": ["[rag]: x"]}
+    ]
+    paths = Paths(tmp_path, "mine")
+    write_json(paths.task, {"like": "musique"})
+    write_json(paths.questions("train"), rows)
+    flags = ["-d", "mine", "--data", str(tmp_path)]
+    assert train.main(["annotate", *flags, "--labeller", "published"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["memory"] == 1
 
 
 @pytest.fixture

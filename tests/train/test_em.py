@@ -86,3 +86,19 @@ def test_the_ablations_are_other_runs(em, capsys):
     assert weights_of(weighted, 1) != weights_of(uniform, 1)
     with pytest.raises(ValueError, match="none of its 6 rows is correct"):
         em("filtered", "--iterations", "1", "--filter", "correct", capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("imitate", ["-m", "base,log_text"]),
+        ("em", ["-m", "base,log_text"]),
+        ("em", ["--solver", "react,rag"]),
+    ],
+)
+def test_what_makes_one_run_takes_one_mode_and_one_solver(command, flags, tmp_path):
+    """A KeyError showed its traceback."""
+    out = ["--out", str(tmp_path / "out")] if command == "em" else []
+    with pytest.raises(ValueError, match="give one mode and one solver"):
+        train.main([command, "-d", "wikihop", "--data", str(tmp_path), *out, *flags])
+    assert not [*tmp_path.iterdir()]
