@@ -8,12 +8,14 @@ import logging
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from lag import prompts
 from lag.actions import TAG, tags
 from lag.files import write_json
+from lag.http import GivenUp
 from lag.json_checks import Row
 from lag.metrics import normalize
 from lag.prompts import Prompt
@@ -158,18 +160,24 @@ def with_model(
 
 
 def answers(llm: LanguageModel[Prompt], asked: Mapping[int, Prompt]) -> Iterator[tuple[int, str]]:
-    """What a model says to prompts; a call that fails says nothing, and is logged."""
-    batch, left = llm.in_flight(len(asked)), len(asked)
-    for number, prompt in asked.items():
-        batch.submit(number, prompt)
-    while left:
-        for number, reply in batch.step():
-            left -= 1
-            if isinstance(reply, Exception):
-                logger.warning("labelling failed: %s", reply)
-            else:
-                yield number, reply.text
-    batch.close()
+    """What a model says to prompts; a call that fails says nothing, and is logged.
+
+    Raises:
+        GivenUp: a server is lost.
+    """
+    left = len(asked)
+    with closing(llm.in_flight(left)) as batch:
+        for number, prompt in asked.items():
+            batch.submit(number, prompt)
+        while left:
+            for number, reply in batch.step():
+                left -= 1
+                if isinstance(reply, GivenUp):
+                    raise reply
+                if isinstance(reply, Exception):
+                    logger.warning("labelling failed: %s", reply)
+                else:
+                    yield number, reply.text
 
 
 # --- published steps ------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import samples
 import train
 from lag import trace_files
 from lag.files import write_json
+from lag.http import GivenUp
 from lag.paths import Paths
 from lag.records import Step, Trace
 from lag.train.annotate import by_rules, items_of, told, units, with_chance, with_model
@@ -117,6 +118,17 @@ def test_a_model_is_asked_again_a_bounded_number_of_times():
     keys = [prompt.key for prompt in llm.seen]
     assert sum(key.startswith("q0") for key in keys) == 3
     assert sum(key.startswith("q3") for key in keys) == 1
+
+
+def test_a_server_that_is_lost_ends_the_labelling():
+    """Each part of each reply was asked for three times, and all of them counted as failed."""
+
+    def lost(prompt):
+        raise GivenUp("no server")
+
+    llm = ScriptedLLM(lost)
+    with pytest.raises(GivenUp, match="no server"):
+        with_model(items(4), llm, 2)
 
 
 def test_labels_at_random_follow_the_seed():
