@@ -20,6 +20,8 @@ from typing import Any
 from lag import cli
 from lag.miniwiki.recipe import Recipe
 from lag.runs.flags import add_flags
+from lag.train.log_examples import FORMS
+from lag.train.past_run import FILTERS
 
 # The flags of agentic.py that decide which model labels, and how `em` rolls out.
 LABELLING = (
@@ -141,9 +143,9 @@ def sft_flags(parser: argparse.ArgumentParser) -> None:
     add("--one-form", action="store_true", help="each question stands in one of the forms, drawn, instead of in all")
     add("--longest", metavar="N", type=number(0), default=0, help="leave out examples of more tokens; 0: of more than the model takes (%(default)s)")
     add("--save-dtype", choices=("float32", "bfloat16"), default="", help="of an adapter's stored numbers; default: as they were trained")
-    add("--filter", choices=("correct", "answered", "all"), default="correct", help="which rows are learned from (%(default)s)")
+    add("--filter", choices=tuple(FILTERS), default="correct", help="which rows are learned from (%(default)s)")
     add("--weights", metavar="FILE", type=Path, help="a weight per row, as train.py weigh writes them; default: all alike")
-    add("--logs", metavar="FORM", type=cli.list_of(dict.fromkeys(("none", "text", "kv")), "form of logs"), help="how the run's logs stand in the examples, a comma list: none, text, kv; default: as in the run")
+    add("--logs", metavar="FORM", type=cli.list_of(FORMS, "form of logs"), help=f"how the run's logs stand in the examples, a comma list: {', '.join(FORMS)}; default: as in the run")
     add("--layout", choices=("paper", "system-first", "user"), default="", help="where logs stand; default: as in the run")
     add("--log-store", metavar="FILE", type=Path, help="the log store that the run had; default: preds/log.json")
     add("--labels", metavar="FILE", type=Path, help="parts of the replies that get markers, as train.py annotate writes them; goes with a --tune with tokens")
@@ -290,7 +292,7 @@ def em_flags(parser: argparse.ArgumentParser) -> None:
     add("--iterations", metavar="N", type=number(1), default=3, help="at most so many (%(default)s)")
     add("--samples", metavar="K", type=number(1), default=4, help="trajectories per question (%(default)s)")
     add("--temperature", metavar="T", type=number(0.01, float), default=0.8, help="at which they are drawn (%(default)s)")
-    add("--filter", choices=("correct", "answered", "all"), default="all", help="which rows are learned from; correct is rejection sampling (%(default)s)")
+    add("--filter", choices=tuple(FILTERS), default="all", help="which rows are learned from; correct is rejection sampling (%(default)s)")
     add("--uniform-weights", action="store_true", help="all samples weigh alike")
     add("--validation", metavar="X", type=number(0, float, 0.9), default=0.1, help="share of the train questions that is held out, to stop by (%(default)s)")
     add("--patience", metavar="N", type=number(1), default=1, help="stop after N iterations in a row that are no better on them (%(default)s)")

@@ -94,6 +94,13 @@ def parts_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.jsonl"), key=natural)
 
 
+def is_merged(folder: Path) -> bool:
+    """Whether a run has a merged file, and no part of it is newer."""
+    merged = folder / "preds.json"
+    written = merged.stat().st_mtime_ns if merged.is_file() else -1
+    return written >= 0 and all(p.stat().st_mtime_ns <= written for p in parts_of(folder))
+
+
 def last_rows(rows: Iterable[Row]) -> tuple[dict[str, Row], int]:
     """The row of each id that counts: the last one, but no error row beats a finished one.
 

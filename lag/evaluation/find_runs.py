@@ -19,7 +19,7 @@ from lag.paths import Paths
 from lag.records import Trace
 from lag.solvers import SOLVERS
 from lag.tasks import SPLITS, TASKS, Task, find_task
-from lag.trace_files import natural, parts_of
+from lag.trace_files import is_merged, natural, parts_of
 
 # How others call our data sets; the longest beginning counts.
 ALIASES = {"2wikimultihopqa": "wikihop", "2wiki": "wikihop", "hotpot": "hotpotqa"}
@@ -125,11 +125,9 @@ def read_folder(folder: Path, given: Sequence[Path] = (), data: Path = DATA) -> 
         ValueError: a file of it cannot be read; names it.
     """
     merged, parts = folder / "preds.json", list(given) or parts_of(folder)
-    is_merged = not given and merged.is_file()
-    written = merged.stat().st_mtime_ns if is_merged else 0
-    current = is_merged and all(part.stat().st_mtime_ns <= written for part in parts)
+    current = not given and is_merged(folder)
     found = read_envelope(merged) if current else envelope.read_parts(parts)
-    if is_merged and not current:
+    if merged.is_file() and not (given or current):
         found.warnings.append("preds.json is older than the parts, which are read instead")
     manifest = envelope.read_manifest(folder / "run.json")
     meta = {**found.metadata, **manifest["identity"]}

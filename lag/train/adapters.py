@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-TUNES = ("full", "lora", "tokens", "lora+tokens")
-
 
 @dataclass(frozen=True, slots=True)
 class AdapterRecipe:

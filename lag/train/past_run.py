@@ -22,6 +22,7 @@ def correct(trace: Trace, question: Question, task: Task) -> bool:
     return metrics.score(task.scorer, trace.pred, golds, question.options)["em"] == 1
 
 
+ADVICE = "give a predictions file, a log store or the folder of a run"
 FILTERS: dict[str, Callable[[Trace, Question, Task], bool]] = {
     "correct": correct,
     "answered": lambda trace, question, task: trace.status == "answered",
@@ -45,16 +46,15 @@ class PastRun:
             FileNotFoundError, ValueError: there is none, or rows that name no settings of ours.
         """
         path = Path(path)
-        if path.is_dir() and not (path / "preds.json").exists():
-            advice = "expected a predictions file or the folder of a run"
-            known = read_json(path / "run.json", advice)["identity"]
+        if path.is_dir() and not trace_files.is_merged(path):
+            known = read_json(path / "run.json", ADVICE)["identity"]
             return cls(path, known, trace_files.read_parts(path))
-        found = read_json(path / "preds.json" if path.is_dir() else path, "check --from")
+        found = read_json(path / "preds.json" if path.is_dir() else path, ADVICE)
         parts = found if isinstance(found, dict) else {}
         named = parts.get("metadata"), parts.get("inference_params"), parts.get("results")
         if not all(isinstance(part, dict) for part in named):
             raise ValueError(
-                f"--from {path} holds no metadata, inference_params and results; expected what "
+                f"{path} holds no metadata, inference_params and results; expected what "
                 "agentic.py --merge writes: foreign rows do not tell their prompts"
             )
         return cls(path, {**named[0], **named[1]}, named[2])

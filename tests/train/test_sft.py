@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,8 +40,6 @@ def run(data, embedder, *flags, dataset="wikihop", split="train", llm=None):
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory, small_root, embedder_folder):
     """A data folder whose data sets have log stores, and the folders of some runs."""
-    import shutil
-
     data = Path(shutil.copytree(small_root, tmp_path_factory.mktemp("sft") / "data"))
     for dataset in ("wikihop", "mmlupro"):
         run(data, embedder_folder, "-m", "base", dataset=dataset)
@@ -261,6 +260,17 @@ def test_wrong_input_is_one_line_and_writes_nothing(logged, with_logs, tmp_path,
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             sft(logged, source, tmp_path / "out", *flags, model=tiny_folder)
         assert not (tmp_path / "out").exists(), message
+
+
+def test_parts_that_are_newer_than_the_merged_file_are_read(logged, tmp_path):
+    """Rows of a run that went on after it was merged were not learned from."""
+    folder = shutil.copytree(Paths(logged, "wikihop").run("train", "base"), tmp_path / "base")
+    part, merged = folder / "part-0.jsonl", folder / "preds.json"
+    part.write_text("".join(part.read_text().splitlines(keepends=True)[:-1]))
+    os.utime(part, ns=(0, merged.stat().st_mtime_ns))
+    assert len(PastRun.read(folder).rows) == 10
+    os.utime(part, ns=(0, merged.stat().st_mtime_ns + 1))
+    assert len(PastRun.read(folder).rows) == 9
 
 
 def test_a_folder_with_a_foreign_model_is_not_written_to(logged, tmp_path, tiny_folder):
