@@ -23,7 +23,7 @@ from lag.runs.flags import add_flags
 from lag.train.log_examples import FORMS
 from lag.train.past_run import FILTERS
 
-# The flags of agentic.py that decide which model labels, and how `em` rolls out.
+# The flags of agentic.py that decide, behind the data set, which model labels, and how `em` rolls out.
 LABELLING = (
     *("dataset", "data", "model", "dtype", "device", "batch_size", "provider", "base_url"),
     "timeout",
@@ -220,17 +220,17 @@ def annotate_flags(parser: argparse.ArgumentParser) -> None:
 def annotate(args: argparse.Namespace) -> dict[str, Any]:
     from lag.files import read_json
     from lag.paths import Paths
-    from lag.tasks import id_of, task_of
+    from lag.runs.providers import LOADERS
+    from lag.tasks import id_of
     from lag.train import annotate
     from lag.train.markers import write_labels
     from lag.train.past_run import PastRun
 
-    paths = Paths(args.data, args.dataset)
-    task = task_of(paths)
+    config, paths = labelling(args), Paths(args.data, args.dataset)
     rows = read_json(paths.questions("train"), f"run: python dataset.py {paths.flags}")
     if args.labeller == "published":
         path = args.path or paths.preds / "published.json"
-        traces, labels = annotate.published_rows(rows, task.load)
+        traces, labels = annotate.published_rows(rows, config.task.load)
         if not labels:
             raise ValueError(f"{paths.questions('train')} has no row with cot_steps")
         annotate.write_published(path, traces, args.dataset)
@@ -244,20 +244,29 @@ def annotate(args: argparse.Namespace) -> dict[str, Any]:
         elif args.labeller == "random":
             labels = annotate.with_chance(items, args.seed)
         else:
-            labels = annotate.with_model(items, labeller(args), args.batch_size, args.tries)
+            llm = LOADERS[config.provider](config)
+            labels = annotate.with_model(items, llm, args.batch_size, args.tries)
     out = args.out or (path if path.is_dir() else path.parent) / "labels.jsonl"
     write_labels(out, labels)
     return {"labels": str(out), "rows": str(path), **annotate.counted(labels)}
 
 
-def labeller(args: argparse.Namespace) -> Any:
-    """The model that labels, of any provider."""
-    from lag.runs.config import RunConfig
-    from lag.runs.providers import LOADERS
+def labelling(args: argparse.Namespace) -> Any:
+    """The settings of the model that labels.
 
-    given = {name: getattr(args, name) for name in LABELLING}
-    config = RunConfig(**{k: v for k, v in given.items() if v is not None}, mode="base").filled()
-    return LOADERS[config.provider](config)
+    Raises:
+        ValueError: flags that contradict each other, or that nothing reads as no model labels.
+    """
+    from lag.runs.config import DEFAULTS, RunConfig, spelling
+    from lag.runs.flags import check
+
+    values = {name: getattr(args, name) for name in LABELLING}
+    given = [name for name in LABELLING[2:] if values[name] != DEFAULTS[name]]
+    if given and args.labeller != "llm":
+        raise ValueError(f"{spelling(given[0])} is for --labeller llm; leave it out")
+    config = RunConfig(**{k: v for k, v in values.items() if v is not None}, mode="base")
+    check(config)
+    return config.filled()
 
 
 def weigh_flags(parser: argparse.ArgumentParser) -> None:

@@ -150,7 +150,6 @@ class Weigher:
 
     def logprobs(self) -> dict[str, float | None]:
         """The log-probability of the gold answer by row; over its spellings they add up."""
-        self.maker.check()
         traces = self.maker.run.traces()
         rows = {t.id: [*self.rows_of(t, self.maker.question_of(t))] for t in traces}
         fits = {id: max(map(visible, mine)) <= self.longest for id, mine in rows.items()}
@@ -219,6 +218,7 @@ def weigh(
     from lag.model.loaded import max_length
     from lag.train.adapters import load_tuned
 
+    maker.check()
     loaded, tokenizer, forward = load_tuned(model, adapter, dtype, device)
     weigher = Weigher(maker, loaded, tokenizer, max_length(loaded, tokenizer), forward)
     weights = weigher.weights(temperature)

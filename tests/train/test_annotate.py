@@ -137,6 +137,19 @@ def test_labels_at_random_follow_the_seed():
     assert {kind for label in one for _, _, kind in label.spans} == {"memory", "reason"}
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--base-url", "http://x"], "--base-url is for --labeller llm; leave it out"),
+        (["--labeller", "random", "--model", "m"], "--model is for --labeller llm"),
+        (["--labeller", "llm", "--base-url", "http://x"], "is for --provider openai"),
+    ],
+)
+def test_flags_of_a_model_that_does_not_label_are_refused(flags, said, small_data):
+    with pytest.raises(ValueError, match=said):
+        train.main(["annotate", "-d", "wikihop", "--data", str(small_data), *flags])
+
+
 def test_a_data_set_of_one_s_own_is_labelled(tmp_path, capsys):
     """A KeyError showed its traceback."""
     rows = [
