@@ -277,7 +277,8 @@ def launch(plan: Plan) -> int:
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     summary = launcher.run()
-    code, merged = merge(plan)
+    refused = launcher.failed and not any(run.rows for run in launcher.runs)
+    code, merged = (2, {}) if refused else merge(plan)
     cli.print_summary({**summary, "merged": merged})
     incomplete = launcher.view.done < launcher.view.total
     return code or int(bool(launcher.failed) or incomplete)

@@ -136,6 +136,16 @@ def test_what_is_complete_is_not_begun_again_and_a_refusal_not_repeated(paths, f
     assert "temperature: 0.0 -> 0.5" in err and set(server.asked.values()) == {1}
 
 
+def test_what_every_worker_refuses_is_the_last_word(paths, flags, monkeypatch):
+    """Below it stood that there was nothing to merge."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with Server() as server:
+        hosted = flags(server, "--base-url", "https://api.openai.com/v1", "--workers", 1)
+        code, out, err = finish(hosted)
+    assert code == 2 and json.loads(out.splitlines()[-1])["merged"] == {}
+    assert "wants a key; set OPENAI_API_KEY" in err and "no parts to merge" not in err
+
+
 def test_a_worker_that_is_killed_is_started_again(paths, flags):
     with Server(free=2) as server, launcher(flags(server, "--workers", 2)) as process:
         wait_until(lambda: len(rows_in_parts(paths)) > 1 and workers_of(paths))
