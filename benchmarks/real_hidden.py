@@ -12,7 +12,6 @@ Without the adapter and with it.
 """
 
 import argparse
-import itertools
 import random
 import tempfile
 from collections import defaultdict
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import measure  # first: it finds the toolkit
+from hidden import likeliest
 from measure import Measure
 
 from lag import prompts
@@ -136,27 +136,10 @@ def prompt_of(case: Case, kind: str) -> Prompt:
 
 
 def chosen(llm: Any, prompt: Prompt, case: Case) -> Fact:
-    """Which of the three facts is likeliest in the words in which a reply states it.
-
-    The three are rows of one batch, told token by token behind the placed logs.
-    """
-    import torch
-
-    from lag.model.decoder import Decoder
-
+    """Which of the three facts is likeliest in the words in which a reply states it."""
     begun = f"{prompt.prefill}\n- {case.asked.subject}: {case.asked.relation}"
-    pieces = llm.chat.encode(replace(prompt, prefill=begun))
-    told = [llm.chat.content_ids(f" {fact.object}\n") for fact in case.logs]
-    plans, _ = llm.kv.place([prompt] * len(told), [pieces] * len(told))
-    decoder, scores = Decoder(llm.model, llm.kv.rotator), torch.zeros(len(told))
-    with torch.inference_mode():
-        logits = decoder.prefill(plans)
-        for ids in itertools.zip_longest(*told):
-            each = logits.float().log_softmax(-1)
-            for row, id in enumerate(ids):
-                scores[row] += 0.0 if id is None else each[row, id]
-            logits = decoder.advance(torch.tensor([0 if id is None else id for id in ids]))
-    return case.logs[int(scores.argmax())]
+    told = [f" {fact.object}\n" for fact in case.logs]
+    return case.logs[likeliest(llm, replace(prompt, prefill=begun), told)]
 
 
 def answers(llm: Any, asked: Sequence[Case], kind: str) -> tuple[int, int]:

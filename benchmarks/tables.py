@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import measure  # first: it finds the toolkit
+from hidden import KINDS
 from real_hidden import KINDS as REAL_KINDS
 from solvers import MODES as SOLVER_MODES
 from worlds import CONTROL, SHOWN, difference, worlds_table
@@ -111,9 +112,12 @@ def bytes_per_log() -> Table:
 
 
 def hidden() -> Table:
-    rows = [["what enters", "right answers, %"]]
-    for row in read("hidden")["measures"]:
-        rows.append([row["what"].removeprefix("right answers: "), f"{100 * row['value']:.1f}"])
+    """What enters, by kind: free replies, and which of three answers is likeliest."""
+    shares = read("hidden")["timings"]["shares"]
+    rows = [["what enters", "free: right, %", "wrong, %", "forced choice of three: right, %"]]
+    for kind, what in KINDS.items():
+        names = ("right", "wrong", "forced")
+        rows.append([what, *(f"{100 * shares[kind][name]:.1f}" for name in names)])
     return rows
 
 
