@@ -3,6 +3,8 @@
 Every question has two hops. A document states the first fact; the second stands in the hidden text
 of one log, which keeps its answer tag alone; other logs keep answers of their own. The same words
 enter as KV, as KV behind another log's hidden text, as text, and with their reasoning as text.
+Free: what the model replies; it may search on. Forced: which of the three kept answers it finds
+likeliest in the right reply.
 
 python benchmarks/hidden.py --questions 500
 """
@@ -11,8 +13,9 @@ import argparse
 import itertools
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from lag import prompts
 from lag.actions import parse
 from lag.miniwiki.drills import log_of
 from lag.miniwiki.world import RELATIONS, Chain, World, generate, keys_of
+from lag.model.decoder import Decoder
 from lag.model.llm import LLM
 from lag.modes import MODES, last_response
 from lag.prompts import Note, Prompt
@@ -39,11 +43,13 @@ MODE = MODES["log_kv_last_action"]
 class Case:
     """A question, its answer, and the logs and documents of its prompt, in order.
 
+    reply: the right last response. answers: what the logs keep.
     foreign: as many logs of other questions, whose hidden text can stand in for that of `logs`.
     """
 
     question: str
     answer: str
+    reply: str
     logs: tuple[Log, ...]
     foreign: tuple[Log, ...]
     documents: tuple[Document, ...]
@@ -65,7 +71,8 @@ def cases(world: World, count: int) -> Iterator[Case]:
         rng.shuffle(logs)
         texts = tuple(Document(a.id, a.title, a.content) for a in documents)
         foreign = [log_of(world, rng.choice(pairs)[1]) for _ in logs]
-        yield Case(asked.text, world.facts[second], tuple(logs), tuple(foreign), texts)
+        reply, answer = last_response(log_of(world, asked)), world.facts[second]
+        yield Case(asked.text, answer, reply, tuple(logs), tuple(foreign), texts)
 
 
 def known(article: Any) -> set[tuple[str, str]]:
@@ -114,6 +121,42 @@ def prompt_of(case: Case, kind: str) -> Prompt:
     return replace(prompt, notes=notes_of(case, kind))
 
 
+def likeliest(llm: LLM, prompt: Prompt, replies: Sequence[str]) -> int:
+    """Which of several replies a model finds likeliest, by the sum of log-probabilities.
+
+    They are rows of one batch, told token by token behind the placed logs.
+    """
+    import torch
+
+    told = [llm.chat.content_ids(reply) for reply in replies]
+    plans, _ = llm.kv.place([prompt] * len(told), [llm.chat.encode(prompt)] * len(told))
+    decoder, scores = Decoder(llm.model, llm.kv.rotator), torch.zeros(len(told))
+    with torch.inference_mode():
+        logits = decoder.prefill(plans)
+        for ids in itertools.zip_longest(*told):
+            each = logits.float().log_softmax(-1)  # (rows, V)
+            for row, id in enumerate(ids):
+                scores[row] += 0.0 if id is None else each[row, id]
+            logits = decoder.advance(torch.tensor([0 if id is None else id for id in ids]))
+    return int(scores.argmax())
+
+
+def share_chosen(llm: LLM, asked: list[Case], make: Callable[[Case], Prompt]) -> float:
+    """Share of cases whose right reply is likelier than the same with another log's answer."""
+    right = total = 0
+    for case in asked:
+        kept = [answer_of(log) for log in case.logs]
+        if len({*kept}) == len(kept):
+            replies = [case.reply.replace(case.answer, other) for other in kept]
+            right += kept[likeliest(llm, make(case), replies)] == case.answer
+            total += 1
+    return right / total
+
+
+def answer_of(log: Log) -> str:
+    return parse(last_response(log), "keywords").text
+
+
 def share_right(llm: LLM, asked: list[Case], make: Callable[[Case], Prompt]) -> tuple[float, float]:
     """Shares of right answers, and of wrong ones; the rest searches on."""
     right = wrong = 0
@@ -140,10 +183,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         llm.open_store(Path(folder), MODE)
         for kind, what in KINDS.items():
-            right, wrong = share_right(llm, asked, lambda case, kind=kind: prompt_of(case, kind))
+            make = partial(prompt_of, kind=kind)
+            (right, wrong), forced = share_right(llm, asked, make), share_chosen(llm, asked, make)
             tokens = sum(llm.num_tokens(n.keep) for n in notes_of(asked[0], kind)) / NUM_LOGS
-            shares[kind] = {"right": right, "wrong": wrong, "tokens_per_log": tokens}
+            shares[kind] = {
+                "right": right,
+                "wrong": wrong,
+                "forced": forced,
+                "tokens_per_log": tokens,
+            }
             rows.append(Measure("H1", f"right answers: {what}", round(right, 3)))
+            rows.append(Measure("H2", f"forced choice of three: {what}", round(forced, 3)))
     measure.report(args, rows, {"questions": args.questions, "shares": shares})
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import measure  # first: it finds the toolkit
+from hidden import KINDS
+from real_hidden import KINDS as REAL_KINDS
 from solvers import MODES as SOLVER_MODES
 from worlds import CONTROL, SHOWN, difference, worlds_table
 
@@ -110,9 +112,12 @@ def bytes_per_log() -> Table:
 
 
 def hidden() -> Table:
-    rows = [["what enters", "right answers, %"]]
-    for row in read("hidden")["measures"]:
-        rows.append([row["what"].removeprefix("right answers: "), f"{100 * row['value']:.1f}"])
+    """What enters, by kind: free replies, and which of three answers is likeliest."""
+    shares = read("hidden")["timings"]["shares"]
+    rows = [["what enters", "free: right, %", "wrong, %", "forced choice of three: right, %"]]
+    for kind, what in KINDS.items():
+        names = ("right", "wrong", "forced")
+        rows.append([what, *(f"{100 * shares[kind][name]:.1f}" for name in names)])
     return rows
 
 
@@ -247,6 +252,30 @@ def real_exactness() -> Table:
     return [["id", "measure", "value"], *found]
 
 
+def real_hidden() -> Table:
+    """What enters, by kind: right by forced choice and freely, without and with the adapter."""
+    found = read("real_hidden")
+    rows = [
+        [
+            "what enters",
+            "untrained: forced",
+            "right",
+            "wrong",
+            "log-tuned: forced",
+            "right",
+            "wrong",
+        ]
+    ]
+    for kind, what in REAL_KINDS.items():
+        shares = [
+            found[when][kind][name]
+            for when in ("before", "after")
+            for name in ("forced", "right", "wrong")
+        ]
+        rows.append([what, *(f"{100 * share:.1f}" for share in shares)])
+    return rows
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "short": short,
     "shipped": shipped,
@@ -264,6 +293,8 @@ if (RESULTS / "real.json").is_file():  # what `make real` measures
     TABLES |= {"real": real, "real-limits": real_limits}
 if (RESULTS / "real_exactness.json").is_file():
     TABLES |= {"real-exactness": real_exactness}
+if (RESULTS / "real_hidden.json").is_file():
+    TABLES |= {"real-hidden": real_hidden}
 
 
 def markdown(table: Table) -> str:

@@ -201,6 +201,13 @@ def unmark(model: "PreTrainedModel") -> "PreTrainedModel":
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hide the bar that transformers draws while it turns the tensors."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        yield
+    """Hide what transformers says while it turns the tensors: a bar, and advice for packed ones."""
+    from transformers.utils import logging as library
+
+    level = library.get_verbosity()
+    library.set_verbosity_error()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        library.set_verbosity(level)

@@ -105,8 +105,7 @@ def hops_of_triples(row: Row) -> list[Hop]:
         linked = any(like(hop.object, subject) for hop in hops)
         name = subject if linked or not title else title  # what is known of it before it is found
         text = f"{name}: {relation} {object}"
-        queries = (f"{name} {relation}", name)
-        hops.append(Hop(name, object, text, by_title.get(title, ""), queries))
+        hops.append(Hop(name, object, text, by_title.get(title, ""), (name,)))
     return hops
 
 

@@ -109,6 +109,19 @@ def test_a_gguf_file_computes_what_its_dequantised_weights_compute(tmp_path, kin
         torch.testing.assert_close(llm.model(ids).logits, reference(ids).logits)
 
 
+def test_no_advice_for_packed_weights_is_shown(tmp_path, caplog):
+    """They are dequantised here, so that what transformers says of bfloat16 is not true."""
+    from transformers.utils import logging as library
+
+    library.enable_propagation()
+    try:
+        make_file(tmp_path / "model.gguf", "Q4_1")
+        LLM.load(str(tmp_path / "model.gguf"), "bfloat16", "cpu", max_new_tokens=8)
+    finally:
+        library.disable_propagation()
+    assert "packed" not in caplog.text
+
+
 def test_the_tokenizer_and_template_of_the_file_are_used(tmp_path):
     make_file(tmp_path / "model.gguf", "F32")
     llm = LLM.load(str(tmp_path / "model.gguf"), device="cpu", max_new_tokens=8)

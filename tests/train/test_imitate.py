@@ -66,7 +66,7 @@ def loop(teacher, **settings):
 def test_the_loop_is_led_from_fact_to_fact():
     trace, _ = loop(Teacher({"q": plan_of(ROW)}, DOCUMENTS))
     assert trace.pred == "Oslo"
-    assert [step.query for step in trace.steps] == [ROW["question"], "Ann Berg place of birth"]
+    assert [step.query for step in trace.steps] == [ROW["question"], "Ann Berg"]
     assert trace.steps[0].reply.startswith("\n- Red Sky (film): director Ann Berg\n")
     assert "So: Red Sky (film) -> Ann Berg -> Oslo\n" in trace.steps[1].reply
 
@@ -90,7 +90,7 @@ def test_a_fact_of_a_log_counts_as_known(kv, hidden):
     teacher = Teacher({"q": plan_of(ROW)}, DOCUMENTS)
     reply = teacher.reply(Prompt("no documents", notes=(note,), key="q 1")).text
     assert reply.startswith("\n- Ann Berg: place of birth Oslo\n")
-    assert reply.endswith("<keywords>Red Sky (film) director</keywords>")
+    assert reply.endswith("<keywords>Red Sky (film)</keywords>")
 
 
 def test_logs_of_the_same_question_end_it_at_once():
@@ -108,17 +108,17 @@ def test_logs_of_the_same_question_end_it_at_once():
 
 
 def test_a_search_that_failed_is_asked_in_other_words_and_then_again():
-    plan, asked = plan_of(ROW), []
+    plan, asked = plan_of(MUSIQUE), []
     for _ in range(4):
         asked.append(next_query(plan, [], asked))
-    assert asked == ["Red Sky (film) director", "Red Sky (film)"] * 2
+    assert asked == ["Acme founded by", "Acme"] * 2
 
 
 def test_what_an_unknown_fact_names_is_not_searched_for():
     """The birthplace is asked for once the director's name is known."""
     plan = plan_of(ROW)
-    assert "Ann" not in next_query(plan, [], ["Red Sky (film) director"])
-    assert next_query(plan, plan.hops[:1], []) == "Ann Berg place of birth"
+    assert "Ann" not in next_query(plan, [], ["Red Sky (film)"])
+    assert next_query(plan, plan.hops[:1], []) == "Ann Berg"
 
 
 def test_a_decomposition_is_a_plan_too():
