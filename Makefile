@@ -16,7 +16,7 @@ WORLD = -d miniwiki --data $(DATA)
 DO = OMP_NUM_THREADS=1 $(RUN)
 KV_MODES = log_kv,log_kv_all,log_kv_last_action,log_kv_last_as_context
 
-.PHONY: install test check format stress bench demo demo-quick worlds tables logs clean real real-quick real-full real-data real-logs real-train
+.PHONY: install test check format stress bench demo demo-quick worlds four-way tables logs clean real real-quick real-full real-data real-logs real-train
 
 install: $(VENV)/.installed
 
@@ -44,7 +44,7 @@ stress: install
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/damage.py
 
 bench: install
-	for name in storage exactness decoding reuse linking upkeep tiers startup agent drafts; do \
+	for name in storage exactness decoding reuse linking upkeep tiers startup agent drafts growing; do \
 		OMP_NUM_THREADS=1 $(RUN) benchmarks/$$name.py || exit 1; \
 	done
 
@@ -137,6 +137,11 @@ real-train: real-data
 	$(call taught,gold-0,--fold 0/2,0.3,0.25,0,$(HALVES)/0)
 	$(call taught,gold-1,--fold 1/2,0.3,0.25,0,$(HALVES)/1)
 	$(call taught,gold,,0.2,0.15,0.05,$(ADAPTER))
+
+four-way: install
+	$(DO) dataset.py -d miniwiki --data data/four-way --seed $(SEED)
+	$(DO) embed.py -d miniwiki --data data/four-way
+	$(DO) benchmarks/four_way.py -d miniwiki --data data/four-way
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

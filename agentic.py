@@ -16,7 +16,7 @@ from lag.runs.config import RunConfig
 from lag.runs.flags import make_parser, parse
 from lag.runs.merge import merge_run
 from lag.runs.missing_files import check_files
-from lag.runs.run import Run
+from lag.runs.run import Run, recorded_runs
 from lag.runs.share import Share, share_of
 from lag.runs.worker import Worker
 
@@ -50,12 +50,22 @@ def execute(config: RunConfig, llm: Any = None, *, train: bool) -> int:
     work = merge_run if config.merge else Worker(llm, share.local_rank).answer
     told = "" if config.merge else f", {share}"
     runs, summaries = config.runs(train), []
+    if config.ablate:
+        return ablate(config, llm, runs[0].split)
     if not config.merge:
         check_files(runs)
     for run in map(Run, runs):
         seen = f"{cli.SPLITS[run.split]} ({run.split})"
         print(f"{config.dataset} {run.name}: {seen}{told}", flush=True)
         summaries.append(work(run))
+    cli.print_summary(summaries[0] if len(summaries) == 1 else {"runs": summaries})
+    return int(any(summary["failed"] for summary in summaries))
+
+
+def ablate(config: RunConfig, llm: Any, split: str) -> int:
+    """Answer again what a run turned from right to wrong, once without each log that entered."""
+    worker = Worker(llm)
+    summaries = [worker.ablate(run) for run in recorded_runs(config, config.ablate, split)]
     cli.print_summary(summaries[0] if len(summaries) == 1 else {"runs": summaries})
     return int(any(summary["failed"] for summary in summaries))
 

@@ -28,6 +28,8 @@ from lag.runs.flags import add_flags
 from lag.tasks import SPLITS, task_of
 
 if TYPE_CHECKING:  # they bring numpy along, which `--help` does without
+    from lag.evaluation.curve_figure import Curves
+    from lag.evaluation.harm import Harm
     from lag.evaluation.results import Evaluator, Result
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ def make_parser() -> argparse.ArgumentParser:
     out.add_argument("--table", metavar="FILE", type=Path, help="one row per run with scores, differences, intervals and costs; the name ends in .csv, .md or .tex")
     out.add_argument("--report", metavar="FILE", type=Path, help="one HTML file: tables, figures, every trace")
     out.add_argument("--figures", metavar="DIR", type=Path, help="the figures as PNG and their data as CSV")
+    out.add_argument("--curve", action="store_true", help="of runs that grow a store (--grow): scores and costs against the questions seen, as a table, and as CSV and PNG in --outdir")
+    out.add_argument("--harm", action="store_true", help="of runs that agentic.py --ablate answered again: which log turned which answer wrong")
     out.add_argument("--unredacted", action="store_true", help="show texts of gated data sets (GPQA) in the report")
     add_flags(out, "verbose")
     # fmt: on
@@ -165,8 +169,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluator = Evaluator(Catalogue(args.data, args.source), sampling, args.scorer, skipping)
     results = evaluator.results(find_runs(args, skipping), args.baseline)
     told = tell_skipped(skipping.skipped, results)
+    curves = curves_of(results, args) if args.curve else []
+    harm = harm_of(results, args) if args.harm else []
     summary = write_files(args, results, evaluator) | told  # first: who reads may stop early
-    print("" if args.json else as_text(results), end="")
+    if curves:
+        summary["curves"] = [path for one in curves for path in one.write(args.outdir)]
+    if harm:
+        summary["harm"] = [one.to_json() for one in harm]
+    print("" if args.json else as_text(results) + "".join(map(str, [*curves, *harm])), end="")
     cli.print_summary(summary_of(results) | summary if args.json else summary)
     return 1 if skipping.skipped else 0
 
@@ -183,6 +193,32 @@ def tell_skipped(skipped: dict[str, str], results: "Sequence[Result]") -> dict[s
     for folder, why in skipped.items():
         logger.warning("skipped %s: %s", folder, why)
     return {"skipped": skipped} if skipped else {}
+
+
+def curves_of(results: "Sequence[Result]", args: argparse.Namespace) -> "list[Curves]":
+    """
+    Raises:
+        ValueError: no run has grown a store.
+    """
+    from lag.evaluation.curve_figure import Curves
+
+    found = Curves.all_of(results, args.data)
+    if not found:
+        raise ValueError("--curve: none of these runs grew a store; run: agentic.py --grow")
+    return found
+
+
+def harm_of(results: "Sequence[Result]", args: argparse.Namespace) -> "list[Harm]":
+    """
+    Raises:
+        ValueError: no run was ablated.
+    """
+    from lag.evaluation.harm import harm_of_all
+
+    found = harm_of_all(results, args.data)
+    if not found:
+        raise ValueError("--harm: no run was ablated; run: agentic.py --ablate RUN")
+    return found
 
 
 def write_files(

@@ -54,7 +54,7 @@ def make_agent(args: argparse.Namespace, data: Path, mode: str, llm: Any = None)
     flags += ["--model", args.model, "--embedder", args.embedder, "--data", str(data)]
     config = agentic.parse_args([*flags, "--max-new-tokens", str(args.max_new_tokens)])
     run = Run(*config.runs())
-    agent, _ = Worker(llm).make_agent(run)
+    agent = Worker(llm).prepare(run).agent
     return agent, run.questions
 
 

@@ -43,13 +43,15 @@ class Mode:
 
     Source: LAG (arXiv 2505.14398), sections on encoding and the token-subset ablation;
     Block-Attention (arXiv 2409.15355) for `log_kv_last_as_context`; Dynamic Cheatsheet
-    (arXiv 2504.07952) for `log_cheatsheet`.
+    (arXiv 2504.07952) for `log_cheatsheet`; ACE (arXiv 2510.04618) for
+    `log_playbook`.
     """
 
     name: str
     keep: Callable[[Log], str] | None = None  # the words of a log that come back
     after: Callable[[Log], str] = nothing  # the text they are encoded after (KV modes)
     enters: Literal["", "text", "kv", "sheet"] = ""  # how they enter the prompt
+    playbook: bool = False  # whether the sheet lives on as entries that are edited
 
     @property
     def hides(self) -> bool:
@@ -67,6 +69,7 @@ MODES = {mode.name: mode for mode in (
     Mode("log_kv_last_action",     last_action,   up_to_action,      enters="kv"),
     Mode("log_kv_last_as_context", last_response, nothing,           enters="kv"),
     Mode("log_cheatsheet",         last_response, enters="sheet"),
+    Mode("log_playbook",           last_response, enters="sheet", playbook=True),
 )}
 # fmt: on
 

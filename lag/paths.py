@@ -92,6 +92,15 @@ class Paths:
     def manifest(self, split: str, name: str) -> Path:
         return self.run(split, name) / "run.json"
 
+    def grown(self, name: str, partition: int = 0, num_partitions: int = 1) -> Path:
+        """The versions of a store that grew, one store per partition."""
+        stem = "store" if num_partitions == 1 else f"store-{partition}-of-{num_partitions}"
+        return self.preds / "grow" / name / f"{stem}.jsonl"
+
+    def ablated(self, split: str, name: str, partition: int = 0) -> Path:
+        """A run's harmed questions answered again, each without one of its logs."""
+        return self.preds / "ablate" / split / name / f"part-{partition}.jsonl"
+
     def merged(self, split: str, name: str) -> Path:
         return self.run(split, name) / "preds.json"
 

@@ -34,6 +34,7 @@ class Question:
     subquestions: the gold decomposition, where known; used to find overlap between questions.
     paragraphs: ids of the question's own context documents, in their order.
     sample: which of several rows on this question it stands for, from 0; None: its only one.
+    without: id of a log that is left out of what it retrieved, to see what that log did.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Question:
     subquestions: tuple[str, ...] = ()
     paragraphs: tuple[str, ...] = ()
     sample: int | None = None
+    without: str = ""
 
     @property
     def row_id(self) -> str:
@@ -100,6 +102,8 @@ class Trace:
     adapter: digest of the one of several adapters that answered it; else empty.
     ended: why it ended without an answer before its last step, such as `repeats itself`.
     question_id, sample: of a row that is one of several on its question; else empty and None.
+    store: of a store that grows the version that it retrieved from: `version`, `digest`.
+    without: id of the log that was left out of what it retrieved (`--ablate`).
     """
 
     id: str
@@ -115,10 +119,13 @@ class Trace:
     question_id: str = ""
     sample: int | None = None
     adapter: str = ""
+    store: dict[str, Any] | None = None
+    without: str = ""
 
     @classmethod
     def of(cls, question: Question) -> "Trace":
         trace = cls(question.row_id, question.text, question.answers, question.supporting_ids)
+        trace.without = question.without
         if question.sample is not None:
             trace.question_id, trace.sample = question.id, question.sample
         return trace
@@ -162,7 +169,7 @@ class Trace:
         }
         if self.sample is not None:
             row |= {"question_id": self.question_id, "sample": self.sample}
-        names = ("markers", "ended", "adapter", "dropped")
+        names = ("markers", "ended", "adapter", "dropped", "store", "without")
         rare = {"sheet": self.sheet} | {name: getattr(self, name) or None for name in names}
         return row | {name: value for name, value in rare.items() if value is not None}
 
@@ -303,6 +310,9 @@ class LanguageModel(Protocol[Asked]):
 
     def can_be_encoded(self, note: Any) -> bool:
         """Whether a note that is to enter as KV fits, the text that it hides included."""
+
+    def make_kv(self, notes: Sequence[Any]) -> int:
+        """Store the KV of notes that are going to enter; returns of how many it was made."""
 
     def num_tokens(self, text: str) -> int: ...
 

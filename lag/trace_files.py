@@ -227,6 +227,8 @@ def trace_of(id: str, row: Row) -> Trace:
         dropped=objects(row.get("dropped")),
         ended=row["ended"] if isinstance(row.get("ended"), str) else "",
         adapter=row["adapter"] if isinstance(row.get("adapter"), str) else "",
+        store=mapping(row.get("store")) or None,
+        without=row["without"] if isinstance(row.get("without"), str) else "",
         error=error_of(row, steps),
         question_id=text(row.get("question_id")),
         sample=row["sample"] if isinstance(row.get("sample"), int) else None,

@@ -25,6 +25,9 @@ class ScriptedLLM:
     def can_be_encoded(self, note):
         return True
 
+    def make_kv(self, notes):
+        return 0
+
     def fingerprint(self, cache=None):
         return {"digest": "scripted"}
 

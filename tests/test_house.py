@@ -68,6 +68,7 @@ LONG = {
     "tasks.py": "the table, how rows are read, and the own data sets that bring a row along",
     "kv/cache.py": "a cache that grows, takes rows in and back, and what is placed in it",
     "miniwiki/world.py": "the whole world, with its word lists",
+    "records.py": "every record and protocol that rooms share",
     "runs/config.py": "one row per setting",
 }
 

@@ -19,6 +19,7 @@ COLUMNS = {
     "log_kv_last_action": ("<ans>Ada</ans>\n\n", f"{BEFORE}So it is she. "),
     "log_kv_last_as_context": (f"{LAST}\n\n", ""),
     "log_cheatsheet": (f"{LAST}\n\n", ""),
+    "log_playbook": (f"{LAST}\n\n", ""),
 }
 
 

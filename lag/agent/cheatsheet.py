@@ -17,6 +17,7 @@ from lag.agent.context import (
     step_of,
     used_logs,
 )
+from lag.logs import playbook
 from lag.prompts import Note, Prompt
 from lag.records import Question, Reply, Trace
 from lag.step_prompt import curator, sheet_notes
@@ -36,12 +37,14 @@ def curate(
     seconds = time.perf_counter() - start
     sheet = agent.sheet if agent.carried else ""
     if context.notes:
-        make = partial(curator, question, sheet, agent.store, CURATOR_TOKENS)
+        ask = playbook.editor if agent.mode.playbook else curator
+        make = partial(ask, question, sheet, agent.store, CURATOR_TOKENS)
         ask, context = fit(context, agent, make)
         note_dropped(trace, 0, context)
         drafts = drafts_of(context.notes, (), agent)
         reply = yield prompts.with_key(ask, f"{trace.id} 0", drafts)
-        sheet = read_sheet(reply.text, trace.id)
+        edits = agent.mode.playbook
+        sheet = playbook.edited(sheet, reply.text) if edits else read_sheet(reply.text, trace.id)
         used = used_logs(context.notes, reply)
         trace.steps.append(step_of(question.text, "curate", context, used, reply, seconds))
     trace.sheet = agent.sheet = sheet

@@ -124,6 +124,7 @@ class Context(Entered):
 def arrange(question: Question, logs: RetrievedItems, agent: LoopSettings) -> list[Note]:
     """The notes of the logs that entered, in the order in which they stand in the prompt."""
     found = agent.control(question, list(logs.hits.values()), logs.exclude)
+    found = [hit for hit in found if hit.id != question.without]
     if agent.log_order != "entered":
         found = sorted(
             found, key=lambda hit: hit.similarity, reverse=agent.log_order == "similar-first"

@@ -42,7 +42,8 @@ def action_of(reply: str, agent: LoopSettings) -> Answer | Search | Nothing:
 
 def own_logs(question: Question, agent: LoopSettings) -> frozenset[str]:
     """Ids of the question's own logs: one, or one per sample."""
-    several = (log.id for log in agent.store.values() if log.question_id == question.id)
+    alike = (id for id in agent.store if id.startswith(f"{question.id}#"))
+    several = (id for id in alike if agent.store[id].question_id == question.id)
     return frozenset([question.id, *several])
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from lag.evaluation.find_runs import Run
 from lag.evaluation.gold import Catalogue
 from lag.evaluation.scores import Evaluation
+from lag.logs.growing import every_log
 from lag.logs.store import LogStore
 from lag.metrics import normalize
 from lag.modes import MODES
@@ -56,6 +57,9 @@ def uses_logs(evaluation: Evaluation) -> bool:
 
 
 def store_path(run: Run, data: Path) -> Path:
+    """A predictions file; of a store that grew with the run, its folder."""
+    if run.meta.get("grow"):
+        return Paths(data, run.dataset).grown(run.folder.name).parent
     return Path(str(run.meta.get("log_store") or Paths(data, run.dataset).log_store))
 
 
@@ -71,10 +75,14 @@ class Stores:
         path, limit = store_path(run, self.catalogue.data), run.meta.get("log_limit")
         limit = limit if limit and isinstance(limit, int) else None
         if (path, limit) not in self.known:
-            train = self.catalogue.questions(run.dataset, "train")
-            store = LogStore.load(path, train, limit) if path.is_file() else None
-            self.known[path, limit] = store
+            self.known[path, limit] = self.read(path, limit, run)
         return self.known[path, limit]
+
+    def read(self, path: Path, limit: int | None, run: Run) -> LogStore | None:
+        if path.is_dir():
+            return every_log(path)
+        train = self.catalogue.questions(run.dataset, "train")
+        return LogStore.load(path, train, limit) if path.is_file() else None
 
 
 def leakage(evaluation: Evaluation, stores: Stores) -> Leakage | None:
@@ -89,8 +97,11 @@ def leakage(evaluation: Evaluation, stores: Stores) -> Leakage | None:
     logged = [
         asked.get(owner) or Question(owner, store.logs[id].question) for id, owner in owners.items()
     ]
-    known, excluded = {*owners.values()}, bool(run.meta.get("exclude_self"))
-    changed = run.meta.get("logs") not in (None, "", store.digest)
+    known, grown = {*owners.values()}, bool(run.meta.get("grow"))
+    # where a store grows, a question's own log comes after it, unless it has several samples
+    excluded = run.meta.get("exclude_self") or (grown and (run.meta.get("samples") or 1) == 1)
+    changed = not grown and run.meta.get("logs") not in (None, "", store.digest)
+    note = "the store grew: logs that came after a question are counted, too" if grown else ""
     return Leakage(
         count=len(questions),
         logs=len(store.logs),
@@ -103,7 +114,7 @@ def leakage(evaluation: Evaluation, stores: Stores) -> Leakage | None:
         shared=count_shared(questions, logged, lambda q: q.subquestions)
         if any(question.subquestions for question in questions)
         else None,
-        note="the log store has changed since this run" if changed else "",
+        note="the log store has changed since this run" if changed else note,
     )
 
 

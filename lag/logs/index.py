@@ -1,10 +1,10 @@
 """Rank the logs of a store."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lag.logs.store import LogStore
 from lag.paths import Paths
-from lag.records import Encoder, Hit
+from lag.records import Encoder, Hit, Log
 from lag.retrieval import vectors
 from lag.retrieval.index import TextIndex
 
@@ -32,6 +32,19 @@ class EveryLog:
 
     def __init__(self, ids: Sequence[str]):
         self.ids = ids
+
+    @classmethod
+    def that_fit(
+        cls, logs: Mapping[str, Log], room: int, length: Callable[[Log], int]
+    ) -> "EveryLog":
+        """As many of the oldest as there is room for; room and length in tokens."""
+        found: list[str] = []
+        for id in logs:
+            room -= length(logs[id])
+            if room < 0:
+                break
+            found.append(id)
+        return cls(found)
 
     def rank(self, query: str, k: int, exclude: frozenset[str] = frozenset()) -> list[Hit]:
         return [Hit(id, 1.0) for id in self.ids if id not in exclude][:k]

@@ -65,6 +65,19 @@ class KVSource:
         with adapter.off() if adapter and adapter.reader else contextlib.nullcontext():
             return encode(self.loaded.model, self.rotator, pairs)
 
+    def make(self, notes: Sequence[Note]) -> int:
+        """Store the KV of notes that are going to enter; returns of how many it was made.
+
+        One at a time: a batch's padding would change the last digits with its neighbours.
+        """
+        if not self.store.uses_files:
+            return 0
+        pairs = [self.loaded.chat.note_ids(note) for note in notes if self.can_be_encoded(note)]
+        missing = [pair for pair in pairs if not self.store.claim(*pair)]
+        for pair in missing:
+            self.store.fetch([pair])
+        return len(missing)
+
     def place(
         self, prompts: Sequence[Prompt], pieces: Sequence[Pieces]
     ) -> tuple[list[SequencePlan], list[Reply]]:

@@ -95,6 +95,10 @@ class LLM(LoadedModel):
         """See `KVSource.can_be_encoded`."""
         return self.kv.can_be_encoded(note)
 
+    def make_kv(self, notes: Sequence[Note]) -> int:
+        """See `KVSource.make`."""
+        return self.kv.make(notes)
+
     def in_flight(self, slots: int) -> Scheduler:
         """So many rows that prompts may join at any time."""
         return Scheduler(self, self.kv, self.sampling, slots, self.reuse, self.draft)

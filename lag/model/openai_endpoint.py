@@ -132,6 +132,9 @@ class Endpoint:
     def can_be_encoded(self, note: Note) -> bool:
         return not note.kv
 
+    def make_kv(self, notes: Sequence[Note]) -> int:
+        return 0
+
     def in_flight(self, slots: int) -> ThreadedRequests:
         """So many requests at once."""
         return ThreadedRequests(self.reply, self.stop, slots)

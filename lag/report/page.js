@@ -383,6 +383,9 @@
       const ids = [...(left.logs || []), ...(left.docs || [])].join(", ");
       if (ids) node.append(make("p", { class: "quiet" }, `Left out at step ${left.step} for want of room: ${ids}`));
     }
+    for (const [log, similarity, was, then] of trace.harm || []) {
+      node.append(make("p", { class: then === "right" ? "failure" : "quiet" }, `Without log ${log} (similarity ${similarity.toFixed(3)}, its own answer ${was || "unknown"}): ${then}`));
+    }
     const known = new Set();
     for (const [n, step] of trace.steps.entries()) node.append(await stepNode(step, n + 1, known, number, run));
     return node;

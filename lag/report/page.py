@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 from lag.evaluation import tables
 from lag.evaluation.columns import TABLES, Column, Table, percent
 from lag.evaluation.compare import Difference
+from lag.evaluation.curve_figure import CURVE, HEAD, Curves
 from lag.evaluation.figures import FIGURES, inline_svg
 from lag.evaluation.intervals import LEVEL, Estimate
 from lag.evaluation.results import IDENTITY, Evaluator, Result
@@ -33,6 +34,8 @@ CAPTIONS = {
     "support": "Percent, over the questions whose supporting documents are known; @k: of the first k that entered.",
     "settings": "What the runs were told, as far as they differ.",
     "groups": "Exact match in percent; n: how many questions the group has.",
+    "figure curve": "Of runs whose store grew, window by window: a band is that of the mean over orders, at 95 %.",
+    "curve": "Means per question of the whole stream. Writing is what it took to embed, store and make the KV of logs, or to train; from the break-even question on a run has cost no more seconds than the one without logs.",
     "figure steps": "Exact match if every question were cut off after so many steps.",
     "figure cost": "A run's exact match with its interval, over what a question costs it; up and left is better.",
     "figure flips": "Questions that became right, and that no longer are, by the state before or after.",
@@ -197,6 +200,18 @@ def section(same: Sequence[Result], number: int) -> str:
     return f'<section id="part-{number}"><h2>{escape(tables.title(same[0]))}</h2>{"".join(parts)}</section>'
 
 
+def curves_section(results: Sequence[Result], data: Path) -> str:
+    """What stores that grew brought and cost; "" if none did."""
+    shown = ""
+    for one in Curves.all_of(results, data):
+        rows = [(row[0], [cell(escape(text)) for text in row[1:]]) for row in one.cells()]
+        name = f"Learning curves: {one.dataset}"
+        svg = inline_svg(CURVE, one.rows, f"curve-{one.dataset}")
+        shown += f"<h2>{escape(name)}</h2>" + captioned("figure curve", svg)
+        shown += captioned("curve", table(HEAD, rows, name))
+    return f'<section id="curves">{shown}</section>' if shown else ""
+
+
 def lede(results: Sequence[Result]) -> str:
     """What a reader must know to read the numbers."""
     models = sorted({str(r.run.meta.get("model") or "") for r in results} - {""})
@@ -219,6 +234,8 @@ def page(results: Sequence[Result], evaluator: Evaluator, unredacted: bool) -> s
         for name, text in packed.pieces.items()
     )
     links = [(f"part-{n}", tables.title(g[0]).split(",")[0]) for n, g in enumerate(groups)]
+    curves = curves_section(results, evaluator.catalogue.data)
+    links += [("curves", "Learning curves")] * bool(curves)
     links.append(("traces", "Traces"))
     datasets = ", ".join(dict.fromkeys(same[0].run.dataset for same in groups))
     fills = {
@@ -226,7 +243,7 @@ def page(results: Sequence[Result], evaluator: Evaluator, unredacted: bool) -> s
         "heading": escape(f"{datasets}: {len(results)} runs compared"),
         "lede": lede(results),
         "nav": "".join(f'<a href="#{a}">{escape(t)}</a>' for a, t in links),
-        "sections": "\n".join(section(same, n) for n, same in enumerate(groups)),
+        "sections": "\n".join(section(same, n) for n, same in enumerate(groups)) + curves,
         "cut": escape(packed.note),
         "footer": f"{sum(len(r.evaluation.outcomes) for r in results):,} rows; made by evaluate.py",
         "pieces": pieces,

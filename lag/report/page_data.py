@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lag.cli import SPLITS
+from lag.evaluation.harm import Golds, Harm, harm_of
 from lag.evaluation.results import Evaluator, Result
 from lag.evaluation.scores import STATES, Outcome
 from lag.evaluation.tables import blocks, title
@@ -72,6 +73,7 @@ class Split:
     same: Sequence[Result]
     prompts: Sequence[RunPrompts]
     shelf: Shelf
+    harm: Sequence[Harm | None]
 
     @property
     def ids(self) -> Sequence[str]:
@@ -82,7 +84,10 @@ class Split:
 
     def traces(self, id: str) -> list[Any]:
         """What became of a question."""
-        return [outcome and trace_row(outcome, self.shelf) for outcome in self.outcomes(id)]
+        return [
+            outcome and harmed(trace_row(outcome, self.shelf), harm, id)
+            for outcome, harm in zip(self.outcomes(id), self.harm, strict=True)
+        ]
 
     def all_prompts(self, id: str) -> list[Any]:
         """The prompts of a question, step by step."""
@@ -127,12 +132,14 @@ def bundle(
     unredacted: whether texts of gated data sets are in it too.
     """
     texts, splits = Texts(), []
+    golds = Golds(results, evaluator.catalogue.data)
     for number, same in enumerate(blocks(results)):
         prompts = [RunPrompts(result.run, evaluator) for result in same]
         task = same[0].run.task
         withhold = bool(task and task.gated and not unredacted)
         shelf = shelf_of(same, evaluator, prompts, texts, withhold)
-        splits.append(Split(number, same, prompts, shelf))
+        harm = [harm_of(result, evaluator.catalogue.data, golds) for result in same]
+        splits.append(Split(number, same, prompts, shelf, harm))
     pieces: dict[str, str] = {}
     for split in splits:
         pieces |= split.pieces("rows", split.traces)
@@ -148,6 +155,13 @@ def bundle(
         return whole
     plain = fitted(index | {"prompts": False}, pieces, texts, without, budget)
     return whole if whole.limit == plain.limit and whole.size <= budget else plain
+
+
+def harmed(row: Row, harm: Harm | None, id: str) -> Row:
+    """A row with what became of the question without each log: [log, similarity, log was, then]."""
+    found = harm.of(id) if harm else []
+    told = [[one.log, round(one.similarity, 4), one.log_was, one.without] for one in found]
+    return row | {"harm": told} if told else row
 
 
 def shelf_of(

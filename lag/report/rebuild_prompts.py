@@ -18,8 +18,10 @@ from lag.evaluation.leakage import store_path
 from lag.evaluation.results import Evaluator
 from lag.files import read_json
 from lag.json_checks import clip, mapping
+from lag.logs import playbook
 from lag.logs.controls import foreign_context
-from lag.modes import MODES
+from lag.logs.growing import in_order
+from lag.modes import MODES, Mode
 from lag.paths import Paths
 from lag.prompts import Note, Prompt
 from lag.records import Document, Question, Step, Trace, UsedLog
@@ -35,7 +37,7 @@ from lag.step_prompt import (
     note_of,
 )
 from lag.tasks import kept_documents, read_questions
-from lag.trace_files import read_rows
+from lag.trace_files import read_rows, trace_of
 
 
 class NotKnown(Exception):
@@ -86,6 +88,8 @@ class RunPrompts:
         path = store_path(self.run, self.catalogue.data)
         if self.store is None:
             return f"{path} is not there any more"
+        if self.run.meta.get("grow"):  # what a version holds was checked when it was read
+            return ""
         same = self.store.digest == self.run.meta.get("logs")
         return "" if same else f"{path} has changed since this run"
 
@@ -115,11 +119,14 @@ class RunPrompts:
         facts = mapping(mapping(known.get("provenance")).get("partitions")).values()
         counts = {mapping(fact).get("num_partitions") for fact in facts}
         questions = self.catalogue.questions(self.run.dataset, self.run.split)
-        ids = [one.row_id for one in rows_of(in_scope(questions, self.run.scope), self.run)]
+        asked = in_scope(questions, self.run.scope)
+        if self.run.meta.get("grow"):
+            asked = in_order(asked, self.run.meta["order_seed"])
+        ids = [one.row_id for one in rows_of(asked, self.run)]
         found: dict[str, set[str]] = {}
         for part in parts_of(self.folder) if len(counts) == 1 else ():
             number = int(part.stem.removeprefix("part-"))
-            found |= carried_sheets(part, ids[number :: next(iter(counts))])
+            found |= carried_sheets(part, ids[number :: next(iter(counts))], self.settings.mode)
         return found
 
     def changed(self, name: str, path: Path) -> str:
@@ -155,7 +162,10 @@ class RunPrompts:
         question = Question(trace.id, trace.question, options=options)
         if step.action == "curate":
             sheet, held = self.sheet_before(trace.id), Entered([], notes)
-            return Rebuilt(curator(question, sheet, self.store.logs, 0, held), held, (), sheet)
+            if settings.mode.playbook and self.run.meta.get("playbook") != playbook.digest():
+                raise NotKnown("the wording of the playbook has changed since this run")
+            ask = playbook.editor if settings.mode.playbook else curator
+            return Rebuilt(ask(question, sheet, self.store.logs, 0, held), held, (), sheet)
         if settings.records and self.run.meta.get("solver_prompts") != solvers.digest():
             raise NotKnown("the wording of the solver's prompts has changed since this run")
         if is_reminded(trace, number) and self.run.meta.get("reminder") != reminder.digest():
@@ -183,8 +193,12 @@ class RunPrompts:
 
     def sheet_before(self, id: str) -> str:
         """The cheatsheet that a question's curator was given; empty unless it is carried on."""
-        if self.run.meta.get("sheet") != "carried":
+        if self.run.meta.get("sheet") != "carried" and not self.settings.mode.playbook:
             return ""
+        if "," in str(self.run.meta.get("grow")):
+            raise NotKnown(
+                "the sheet was carried through several splits, each in a file of its own"
+            )
         if id not in self.sheets:
             raise NotKnown("only the parts of the run, in one order, tell which sheet was carried")
         if len(self.sheets[id]) > 1:
@@ -198,7 +212,7 @@ def digest_at(path: Path, time: int) -> str:
     return file_digest(path)[:16]
 
 
-def carried_sheets(part: Path, share: Sequence[str]) -> dict[str, set[str]]:
+def carried_sheets(part: Path, share: Sequence[str], mode: Mode) -> dict[str, set[str]]:
     """By question the cheatsheets that its curator may have gone on from; none if shares changed.
 
     A process hands its sheet on from row to row; one that resumes begins with the last of its share.
@@ -211,7 +225,8 @@ def carried_sheets(part: Path, share: Sequence[str]) -> dict[str, set[str]]:
         if id not in known:
             return {}
         carried = carried | {last_sheet(share, rows)}
-        rows[id], found[id] = row, carried
-        if row.get("sheet") is not None:
-            carried = {row["sheet"]}
+        sheet = playbook.sheet_after(mode, trace_of(id, row))
+        rows[id], found[id] = row | {"sheet": sheet}, carried
+        if sheet is not None:
+            carried = {sheet}
     return found

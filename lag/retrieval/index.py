@@ -70,12 +70,19 @@ class Index:
             depth = min(2 * depth, len(self.ids))
 
     def compared(self, query: np.ndarray, rows: np.ndarray) -> list[Hit]:
-        """Candidates in their final order, compared in float64."""
-        candidates = self.faiss.reconstruct_batch(rows).astype(np.float64)  # (K, E)
-        cosines = (candidates * query.astype(np.float64)).sum(axis=1).clip(-1, 1)
-        rounded = [round(float(cosine), DECIMALS) + 0.0 for cosine in cosines]
-        hits = [Hit(self.ids[row], cosine) for row, cosine in zip(rows, rounded)]
-        return sorted(hits, key=lambda hit: (-hit.similarity, hit.id))
+        """Candidates in their final order."""
+        ids = [self.ids[row] for row in rows]
+        return exact_hits(ids, self.faiss.reconstruct_batch(rows), query)
+
+
+def exact_hits(ids: Sequence[str], matrix: np.ndarray, query: np.ndarray) -> list[Hit]:
+    """Candidates in their final order, compared in float64.
+
+    matrix: (K, E), a row per id; query: (E,). Of unit length, as float32 has it.
+    """
+    cosines = (matrix.astype(np.float64) * query.astype(np.float64)).sum(axis=1).clip(-1, 1)
+    hits = [Hit(id, round(float(cosine), DECIMALS) + 0.0) for id, cosine in zip(ids, cosines)]
+    return sorted(hits, key=lambda hit: (-hit.similarity, hit.id))
 
 
 def flat_index(matrix: np.ndarray) -> "faiss.IndexFlatIP":

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from lag import cli
 from lag.files import digest_of, files_digest
 from lag.logs.controls import CONTROLS
+from lag.logs.growing import EVICT, KEEP
 from lag.modes import DEFAULT_MODE, MODES, Mode
 from lag.paths import ADAPTER_FILES, KV_DTYPES, Paths, adapters_in
 from lag.retrieval.retrievers import DEFAULT_RETRIEVER, RETRIEVERS
@@ -111,6 +112,24 @@ def by_samples(config: "RunConfig") -> str:
     return "" if some else " goes with --as-log of a run with --samples; give both"
 
 
+def by_playbook(config: "RunConfig") -> str:
+    always = f": {config.mode} always lives on; leave it out"
+    return always if MODES[config.mode].playbook else ""
+
+
+def by_growing(config: "RunConfig") -> str:
+    return "" if config.grow else " goes with --grow; give both"
+
+
+def by_novel(config: "RunConfig") -> str:
+    other = f": --keep {config.keep} asks for no similarity; leave it out"
+    return by_growing(config) or ("" if config.keep == "novel" else other)
+
+
+def by_full(config: "RunConfig") -> str:
+    return by_growing(config) or ("" if config.log_limit else " goes with --log-limit; give both")
+
+
 def by_merge(config: "RunConfig") -> str:
     return "" if config.merge else " goes with --merge; give both"
 
@@ -123,7 +142,8 @@ class Flag:
     usual: the default in words, where the value does not say it.
     settled: the default that solver, data set or provider give, where the flag itself has none.
     of: the modes that read it. unread: why else a run does not read it; empty if it does.
-    identity: it could change a row. named: how it is spelled in a run's name.
+    identity: it could change a row. named: how it is spelled in a run's name, where it differs
+        from its default, or where `spelled` says so.
     stands_for: what identity and name say instead of the value.
     compared: a difference to the baseline may explain a result.
     recorded: `run.json` keeps it among the flags. everyday: `--help` shows it.
@@ -142,6 +162,7 @@ class Flag:
     unread: Callable[["RunConfig"], str] = by_every_run
     identity: bool = False
     named: str = ""
+    spelled: Callable[["RunConfig"], Any] = lambda config: False
     stands_for: Callable[[Any], Any] | None = None
     compared: bool = True
     recorded: bool = True
@@ -222,6 +243,14 @@ def number_or_all(text: str) -> int | str:
     return text if text == "all" else number(0)(text)
 
 
+def numbers(text: str) -> str:
+    """An argparse type: numbers of at least 0 between commas, each once."""
+    found = [str(number(0)(piece)) for piece in text.split(",")]
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"'{text}': expected numbers, each once")
+    return ",".join(found)
+
+
 number, real = cli.at_least, partial(cli.at_least, kind=float)
 
 
@@ -276,13 +305,20 @@ class RunConfig:
     layout: str = row("the logs", "where logs stand: before the chat, after its system block, or, text only, in the user's turn", choices=("paper", "system-first", "user"), usual="paper, on a server user", settled=lambda c: c.plays.layouts[0], named="{}", compared=False)
     num_logs: int | str = row("the logs", "logs that each query adds; all: every log that fits into half of a prompt, or into --log-tokens, the oldest first", number_or_all, "N", usual="the data set's: 3", settled=lambda c: c.task.num_logs, of="logs", named="l{}", everyday=True)
     log_order: str = row("the logs", "order of the logs in the prompt", choices=("similar-last", "similar-first", "entered"), default="similar-last", unread=by_retrieved_logs, of="logs", named="{}")
-    log_limit: int = row("the logs", "use only the first N logs of the store; 0 means all", number(0), "N", 0, of="logs", named="first{}")
+    log_limit: int = row("the logs", "use only the first N logs of the store, with --grow hold at most N; 0 means all", number(0), "N", 0, of="logs", named="first{}")
     log_tokens: int = row("the logs", "at most so many tokens of logs in a prompt; 0: what fits", number(0), "N", 0, of="logs", named="tokens{}")
     min_similarity: float = row("the logs", "below this cosine no log enters; -1: all do", real(-1, most=1), "X", -1.0, unread=by_retrieved_logs, of="logs", named="min{}")
     log_control: str = row("the logs", "logs drawn at random, those of another question, or (KV) encoded after another log's hidden text", choices=CONTROLS, default="none", of="logs", named="{}")
-    sheet: str = row("the logs", "cheatsheet: written anew per question, or living on from one to the next", choices=("fresh", "carried"), default="fresh", of="logs", named="{}")
+    sheet: str = row("the logs", "cheatsheet: written anew per question, or living on from one to the next", choices=("fresh", "carried"), default="fresh", unread=by_playbook, of="logs", named="{}")
     exclude_self: bool = row("the logs", "a question may not retrieve its own log", of="logs", named="exclude-self")
     log_store: Path | None = row("the logs", "predictions file whose traces are the logs", Path, "FILE", usual="preds/log.json", of="logs", named="from-{}", stands_for=lambda path: path.stem, identity=False)
+
+    grow: bool | str = row("the logs", "each finished trace becomes a log: questions come as a stream, through the splits in the order given, and begin with no log, or with those of --log-store", of="logs", identity=True)
+    grow_every: int = row("the logs", "new logs can be retrieved after every N questions", number(1), "N", 16, unread=by_growing, of="logs", named="grow{}", spelled=lambda c: c.grow)
+    order_seed: str = row("the logs", "seed of the order of a split's questions, a comma list runs several; 0 is the file's order", numbers, "N[,N]", "1", unread=by_growing, of="logs", named="o{}", spelled=lambda c: c.grow)
+    keep: str = row("the logs", "which traces become logs: all, those that end answered, or those that no log is like", choices=KEEP, default="all", unread=by_growing, of="logs", named="{}")
+    novel_below: float = row("the logs", "--keep novel: a trace becomes a log if its cosine to every log is below this", real(-1, most=1), "X", 0.95, unread=by_novel, of="logs", named="below{}")
+    evict: str = row("the logs", "which log goes where --log-limit is reached: the oldest, the one that entered the fewest questions, or the one most like the new one", choices=EVICT, default=EVICT[0], unread=by_full, of="logs", named="{}")
 
     kv_dtype: str = row("keys and values", "how stored KV keeps its numbers: auto as the model has them, or in fewer bits (see store_log_kv.py --compare)", choices=KV_DTYPES, default="auto", of="kv", named="{}")
     sink: int = row("keys and values", "encode every log behind the first N tokens of a chat, which stand once in front of a prompt's logs", number(0), "N", 0, of="kv", named="sink{}")
@@ -297,6 +333,7 @@ class RunConfig:
     stop_after: int = row("the run", "stop the run after N failures of one kind in a row; 0: never", number(0), "N", 5)
     config: Path | None = row("the run", "JSON file with flags, such as a run.json; the command line wins", Path, "FILE", recorded=False)
     verbose: bool = row("the run", "log prompts and replies too, and show tracebacks", short="-v", recorded=False, everyday=True)
+    ablate: str | None = row("the run", "answer again, with that run's settings, what it turned from right to wrong, once without each log that entered", plain_name, "RUN", recorded=False)
     merge: bool = row("merging", "merge the parts of a run into preds.json, and do nothing else", recorded=False, everyday=True)
     as_log: bool = row("merging", "make the merged run the log store, preds/log.json", recorded=False, unread=by_merge, everyday=True)
     pick: str | None = row("merging", "of several samples: best makes one log of each question, the first with its most frequent answer; all makes a log of each", choices=("best", "all"), recorded=False, unread=by_samples)
@@ -341,10 +378,17 @@ class RunConfig:
         return replace(config, **{name: config.default(name) for name in idle})
 
     def parted(self, train: bool = True) -> list["RunConfig"]:
-        """One record per split, solver and mode; `train` is the split where none is given."""
+        """One record per order, split, solver and mode; `train` is the split where none is given.
+
+        A mode without logs has one order; a store that grows knows all splits of its stream.
+        """
         split = self.split or ("train" if train else "test")
-        every = itertools.product(*(text.split(",") for text in (split, self.solver, self.mode)))
-        return [replace(self, split=one, solver=solver, mode=mode) for one, solver, mode in every]
+        lists = (self.order_seed, split, self.solver, self.mode)
+        names = ("order_seed", "split", "solver", "mode")
+        every = itertools.product(*(text.split(",") for text in lists))
+        found = [replace(self, grow=self.grow and split, **dict(zip(names, one))) for one in every]
+        first = self.order_seed.split(",")[0]
+        return [one for one in found if MODES[one.mode].enters or one.order_seed == first]
 
     def runs(self, train: bool = True) -> list["RunConfig"]:
         """The settings of every run that is asked for."""
@@ -356,7 +400,8 @@ class RunConfig:
         pieces, mode = [self.mode], MODES[self.mode]
         for name, flag in FLAGS.items():
             value = getattr(self, name)
-            if flag.named and flag.counts(mode) and value != self.default(name):
+            differs = value != self.default(name) or flag.spelled(self)
+            if flag.named and flag.counts(mode) and differs:
                 pieces.append(flag.named.format(flag.told(value)))
         return self.run or "_".join(pieces)
 
@@ -367,8 +412,13 @@ class RunConfig:
         return {name: FLAGS[name].told(getattr(self, name)) for name in names}
 
     def recorded(self) -> dict[str, Any]:
-        """The flags as `--config` reads them; those of one process are left out."""
+        """The flags as `--config` reads them; those of one process are left out.
+
+        Of a store that grows they are those of its whole stream.
+        """
+        stream = {"grow": True, "split": self.grow} if self.grow else {}
         flags = {name: getattr(self, name) for name, flag in FLAGS.items() if flag.recorded}
+        flags |= stream
         return {name: str(v) if isinstance(v, Path) else v for name, v in flags.items()}
 
     def taken_by(self, record: type) -> dict[str, Any]:

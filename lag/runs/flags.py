@@ -98,16 +98,17 @@ def check_command(config: RunConfig) -> None:
     splits = (config.split or SPLITS[0]).split(",")
     if set(splits) - {*SPLITS} or len(splits) > len({*splits}):
         raise ValueError(f"--split {config.split}: expected train, test or train,test")
-    several = len(config.mode.split(",")) * len(config.solver.split(",")) > 1
+    lists = (config.mode, config.solver, config.order_seed)
+    several = any("," in text for text in lists)
     if config.as_log and several:
-        raise ValueError("--as-log goes with --merge, one mode and one solver")
+        raise ValueError("--as-log goes with --merge, one mode, one solver and one order")
     if config.as_log and config.samples > 1 and not config.pick:
         raise ValueError(
             f"--as-log of --samples {config.samples}: give --pick best, one log of each question, "
             "or --pick all"
         )
     if config.run and several:
-        raise ValueError("--run names one run; give one mode and one solver with it")
+        raise ValueError("--run names one run; give one mode, one solver and one order with it")
     if config.limit and config.ids:
         raise ValueError("--limit and --ids exclude each other")
 
@@ -153,6 +154,8 @@ def check_run(config: RunConfig) -> None:
     if config.log_control == "wrong-context" and not mode.hides:
         hiding = ", ".join(name for name, mode in MODES.items() if mode.hides)
         raise ValueError(f"--log-control wrong-context is for modes that hide text: {hiding}")
+    if config.grow and config.log_control == "wrong-context":
+        raise ValueError("--log-control wrong-context needs logs that stay; leave out --grow")
     if config.kv == "encode" and config.kv_disk is not None:
         raise ValueError("--kv encode stores nothing; leave out --kv-disk")
 

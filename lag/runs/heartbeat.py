@@ -100,3 +100,34 @@ def wait_for_silence(part: Path) -> None:
             raise ValueError(f"{part} is being written by {found}; start each partition once")
         time.sleep(min(1.0, EVERY))
         found = read(part)
+
+
+@contextlib.contextmanager
+def only_writer(part: Path, num_partitions: int) -> Iterator[None]:
+    """Hold a part and show that its worker lives, while the block runs.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    with held(part, "is being written by another process; start each partition once"):
+        wait_for_silence(part)
+        with beating(part, num_partitions):
+            yield
+
+
+@contextlib.contextmanager
+def held(path: Path, message: str) -> Iterator[None]:
+    """Lock a file while the block runs; one that fails before it wrote leaves nothing.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    with files.locked(path, message):
+        try:
+            yield
+        except BaseException:
+            if not path.stat().st_size:
+                path.unlink()
+                with contextlib.suppress(OSError):  # other files are there
+                    path.parent.rmdir()
+            raise

@@ -56,17 +56,27 @@ def begin(path: Path, identity: dict[str, Any], config: RunConfig, num_questions
         ValueError: another identity; names what differs.
     """
     with files.locked(path.with_name(".run.lock")):
-        known = read_json(path) if path.exists() else {"identity": identity, "provenance": {}}
-        found = config.differences(known["identity"], identity)
-        if found:
-            raise ValueError(
-                f"{path} is another run ({'; '.join(found)}); repeat its flags, give this one a "
-                "name of its own with --run NAME, or delete the folder"
-            )
+        known = {"identity": identity, "provenance": {}}
+        if path.exists():
+            check(path, identity, config)
+            known = read_json(path)
         known["scope"] = {"n": num_questions, **config.scope}
         found = {"argv": sys.argv, "flags": config.recorded(), "versions": versions()}
         known["provenance"] |= found | commit_of(Path(__file__).parent)
         write_json(path, known)
+
+
+def check(path: Path, identity: dict[str, Any], config: RunConfig) -> None:
+    """
+    Raises:
+        ValueError: another identity than that of the run that is there; names what differs.
+    """
+    found = config.differences(read_json(path)["identity"], identity)
+    if found:
+        raise ValueError(
+            f"{path} is another run ({'; '.join(found)}); repeat its flags, give this one a "
+            "name of its own with --run NAME, or delete the folder"
+        )
 
 
 def note_part(path: Path, partition: int, facts: dict[str, Any]) -> None:

@@ -24,7 +24,8 @@ def check_files(runs: Sequence[RunConfig]) -> None:
     """
     config, paths = runs[0], Paths(runs[0].data, runs[0].dataset)
     with_logs = any(MODES[run.mode].enters for run in runs)
-    no_logs = with_logs and not config.log_store and not paths.log_store.exists()
+    given = config.log_store or config.grow
+    no_logs = with_logs and not given and not paths.log_store.exists()
     needed = [*runs, making_logs(config)] if no_logs else list(runs)
     splits = dict.fromkeys([*(run.split or "" for run in needed), *["train"] * with_logs])
     missing = [path for path in map(paths.questions, splits) if not path.exists()]

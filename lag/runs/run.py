@@ -1,14 +1,20 @@
 """One solver and mode on one split: where it lies and what it is made of."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lag import files, trace_files
+from lag.logs.growing import in_order
+from lag.logs.playbook import sheet_after
 from lag.modes import MODES, Mode
 from lag.paths import Paths
 from lag.records import Question
 from lag.runs.config import RunConfig
+from lag.runs.flags import make_parser, parse
 from lag.tasks import Task, read_questions
+
+Rows = dict[str, dict[str, Any]]
 
 
 @dataclass(slots=True)
@@ -35,6 +41,7 @@ class Run:
         self.task, self.paths = config.task, Paths(config.data, config.dataset)
         self.every_question = read_questions(self.paths, self.task, self.split)
         asked = in_scope(self.every_question, **config.scope)
+        asked = in_order(asked, config.order_seed) if self.grows else asked
         self.questions = [one for question in asked for one in question.samples(config.samples)]
 
     @property
@@ -51,6 +58,22 @@ class Run:
 
     def part(self, partition: int) -> Path:
         return self.folder / f"part-{partition}.jsonl"
+
+    @property
+    def grows(self) -> bool:
+        """Whether its traces become logs while it runs."""
+        return bool(self.config.grow and self.mode.enters)
+
+    @property
+    def share(self) -> list[Question]:
+        """What this partition answers, in order."""
+        return self.questions[self.config.partition :: self.config.num_partitions]
+
+    @property
+    def grown(self) -> Path:
+        """The versions of this partition's store."""
+        config = self.config
+        return self.paths.grown(self.name, config.partition, config.num_partitions)
 
     @property
     def log_store(self) -> Path:
@@ -73,3 +96,74 @@ def in_scope(
     if unknown:
         raise ValueError(f"--ids: not in this split: {', '.join(unknown)}")
     return [known[id] for id in wanted]
+
+
+def stream_of(run: Run, identity: dict[str, Any]) -> dict[str, Any]:
+    """What identifies a stream: its settings, and what is asked in it, in which order."""
+    asked = {
+        split: files.digest_of([q.row_id for q in Run(replace(run.config, split=split)).share], 16)
+        for split in run.config.grow.split(",")
+    }
+    shared = {name: v for name, v in identity.items() if name not in ("split", "questions")}
+    return shared | {"asked": asked}
+
+
+def carried_sheet(run: Run, adapter: str) -> str:
+    """The cheatsheet as the last finished question left it, in this split or in one before it.
+
+    adapter: digest of the one of several that answered it; else empty.
+    """
+    splits = (run.config.grow or run.split).split(",")
+    for split in reversed(splits[: splits.index(run.split) + 1]):
+        part = Run(replace(run.config, split=split))
+        rows = trace_files.read_parts(part.folder)
+        for question in reversed(part.share):
+            row = rows.get(question.row_id)
+            if row and row.get("adapter", "") == adapter:
+                trace = trace_files.trace_of(question.row_id, row)
+                if sheet := sheet_after(run.mode, trace):
+                    return sheet
+    return ""
+
+
+def baseline_rows(run: Run) -> Rows:
+    """The rows of the run without logs that is like this one.
+
+    Raises:
+        FileNotFoundError: it is not there; tells the command.
+    """
+    config = replace(run.config, mode="base", run=None).settled()
+    rows = trace_files.read_parts(run.paths.run(run.split, config.name))
+    if not rows:
+        command = f"agentic.py -m base {run.paths.flags} --split {run.split}"
+        raise FileNotFoundError(
+            f"{run.paths.run(run.split, config.name)} holds no rows to compare with; "
+            f"run: python {command}, with the other flags of {run.name}"
+        )
+    return rows
+
+
+def recorded_runs(config: RunConfig, name: str, split: str) -> list[Run]:
+    """A run as its manifest has it, once per partition that grew a store; this machine's settings
+    are those of `config`.
+
+    Raises:
+        FileNotFoundError: there is no such run; lists those that are there.
+    """
+    paths = Paths(config.data, config.dataset)
+    path = paths.manifest(split, name)
+    if not path.exists():
+        there = sorted(p.parent.name for p in path.parent.parent.glob("*/run.json"))
+        raise FileNotFoundError(
+            f"{path} not found; runs of this split: {', '.join(there) or 'none'}"
+        )
+    count = files.read_json(path)["identity"].get("num_partitions", 1)
+    here = ("data", "device", "batch_size", "kv_memory", "kv_disk", "base_url", "stop_after")
+    flags = {name: getattr(config, name) for name in here}
+    (found,) = (
+        one
+        for one in parse(make_parser(None), ["--config", str(path)]).runs()
+        if (one.split, one.name) == (split, name)
+    )
+    shares = (replace(found, partition=n, num_partitions=count, **flags) for n in range(count))
+    return [Run(one) for one in shares]

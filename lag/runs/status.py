@@ -16,6 +16,7 @@ from typing import Any
 
 from lag import files, trace_files
 from lag.json_checks import mapping
+from lag.logs.growing import in_order
 from lag.paths import Paths
 from lag.runs import heartbeat
 from lag.runs.heartbeat import STALE, Heartbeat
@@ -136,8 +137,10 @@ class RunStatus:
         if self.manifest.exists():
             known = files.read_json(self.manifest)
             every = read_questions(paths, task_of(paths), self.folder.parent.name)
-            asked = in_scope(every, **known["scope"])
-            count = known["identity"].get("samples", 1)
+            asked, identity = in_scope(every, **known["scope"]), known["identity"]
+            if identity.get("grow"):
+                asked = in_order(asked, identity["order_seed"])
+            count = identity.get("samples", 1)
             self.ids = [one.row_id for question in asked for one in question.samples(count)]
             notes = [*known["provenance"].get("partitions", {}).values()][::-1]
             newest = max(notes, key=lambda note: note.get("start", ""), default={})

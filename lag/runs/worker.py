@@ -3,87 +3,92 @@
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lag import cli, files, prompts, reminder, solvers, trace_files
 from lag.agent import crossfit, driver
 from lag.agent.agent import LoopSettings
-from lag.logs import controls
+from lag.logs import controls, playbook
+from lag.logs.ablation import by_version, harmed, row_id
+from lag.logs.growing import GrowingLogs
 from lag.logs.store import LogStore
-from lag.modes import last_response
-from lag.prompts import Prompt
-from lag.records import Counts, Encoder, LanguageModel, Ranking
-from lag.retrieval.retrievers import Evidence, load_documents, own_paragraphs
+from lag.records import Counts, Log, Question, Trace
 from lag.runs import heartbeat, manifest
-from lag.runs.config import RunConfig
-from lag.runs.providers import LOADERS, find_prefill
-from lag.runs.run import Run
-from lag.runs.share import local_device
+from lag.runs.providers import Models, find_prefill, oldest
+from lag.runs.run import Rows, Run, baseline_rows, carried_sheet, stream_of
 from lag.runs.tally import Tally
 from lag.solvers import SOLVERS
-from lag.step_prompt import last_sheet
-from lag.tasks import read_questions
+from lag.step_prompt import note_of
+from lag.trace_files import read_parts
 
 logger = logging.getLogger(__name__)
 
 
-class Worker:
-    """Answers the questions of runs; what is loaded once serves every run.
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a run needs, loaded.
 
-    local_rank: which of its machine's devices `--device auto` means; None if nobody said.
+    agents: by the digest of their adapter where there are several; else one, under "".
+    owners: by question the one of several adapters that answers it; else empty.
+    logs: the store, or what one that grows begins with; None where no log enters.
     """
 
-    def __init__(self, llm: LanguageModel[Prompt] | None = None, local_rank: int | None = None):
-        self.llm, self.local_rank = llm, local_rank
-        self.team: dict[Path, LanguageModel[Prompt]] = {}
-        self.embedder: Encoder | None = None
+    agents: Mapping[str, LoopSettings]
+    owners: Mapping[str, crossfit.Fitted]
+    identity: dict[str, Any]
+    logs: LogStore | None
+    grown: GrowingLogs | None
 
-    def load_llm(self, config: RunConfig, adapter: Path | None = None) -> LanguageModel[Prompt]:
-        """The model of a run, with this one of its several adapters if it is given."""
-        if adapter and self.llm is None:
-            if adapter not in self.team:
-                one = replace(config, device=self.device(config), adapter=adapter)
-                self.team[adapter] = LOADERS[config.provider](one)
-            return self.team[adapter]
-        if self.llm is None:
-            self.llm = LOADERS[config.provider](replace(config, device=self.device(config)))
-        return self.llm
+    @property
+    def agent(self) -> LoopSettings:
+        """One of them, for what all have in common."""
+        return next(iter(self.agents.values()))
 
-    def device(self, config: RunConfig) -> str:
-        return local_device(self.local_rank, config.device)
+    @property
+    def shown(self) -> dict[str, Any] | None:
+        """What a row names of the store that grows."""
+        return self.grown.versions.shown_as if self.grown else None
 
-    def load_embedder(self, config: RunConfig) -> Encoder:
-        if self.embedder is None:
-            logger.info("loading the embedder %s", config.embedder)
-            from lag.model.loaded import resolve_device
-            from lag.retrieval.embedder import Embedder
+    def answers(self, questions: Sequence[Question], slots: int) -> Iterator[Trace]:
+        """Traces as they end; each question goes to the agent that was not trained on it."""
+        for digest, agent in self.agents.items():
+            mine = [q for q in questions if not digest or self.owners[q.id].digest == digest]
+            for trace in driver.run(mine, agent, slots):
+                trace.adapter, trace.store = digest, self.shown
+                agent.sheet = playbook.sheet_after(agent.mode, trace) or agent.sheet
+                yield trace
 
-            device = None if config.device == "map" else resolve_device(self.device(config))
-            self.embedder = Embedder.load(
-                config.embedder, device=device, trust_remote_code=config.trust_remote_code
-            )
-        return self.embedder
+    def make_kv(self, logs: Sequence[Log]) -> int:
+        """Make the KV of new logs, where logs enter as KV; returns of how many."""
+        mode = self.agent.mode
+        if mode.enters != "kv":
+            return 0
+        notes = [note_of(mode, log, log, 1.0) for log in logs]
+        return sum(agent.llm.make_kv(notes) for agent in self.agents.values())
+
+
+class Worker(Models):
+    """Answers the questions of runs."""
 
     def answer(self, run: Run) -> dict[str, Any]:
         """Answer this partition's share of a run; what is done already is skipped."""
         part = run.part(run.config.partition)
-        with only_writer(
-            part, run.config.num_partitions
-        ):  # before a model is loaded, which takes minutes
-            owners = crossfit.owners(run.questions, crossfit.several(run.config.adapter))
-            agents, identity = self.make_agents(run, owners)
-            manifest.begin(run.manifest, identity, run.config, len(run.questions))
-            agent = next(iter(agents.values()))
-            self.note(run, agent, start=manifest.now())
+        only = heartbeat.only_writer(part, run.config.num_partitions)
+        with only, only_grower(run):  # before a model is loaded, which takes minutes
+            ready = self.prepare(run)
+            manifest.begin(run.manifest, ready.identity, run.config, len(run.questions))
+            if ready.grown:
+                ready.grown.begin(stream_of(run, ready.identity), ready.logs.logs)
+            self.note(run, ready.agent, start=manifest.now())
             trace_files.cut_torn_line(part)
-            tally = self.fill(run, part, agents, owners)
-            stats = sums([stats_of(one) for one in agents.values()])
-            self.note(run, agent, end=manifest.now(), **stats)
-            for one in agents.values():
-                keep_documents(run, one)
+            tally = self.fill(run, part, ready)
+            stats = sums([stats_of(agent) for agent in ready.agents.values()])
+            self.note(run, ready.agent, end=manifest.now(), **stats)
+            for agent in ready.agents.values():
+                keep_documents(run, agent)
+            stats |= {"store": ready.grown.summary()} if ready.grown else {}
         return tally.summary() | {"run": str(run.folder), **stats}
 
     def note(self, run: Run, agent: LoopSettings, **facts: Any) -> None:
@@ -93,38 +98,27 @@ class Worker:
         facts["device"] = agent.llm.device
         manifest.note_part(run.manifest, config.partition, facts)
 
-    def fill(
-        self,
-        run: Run,
-        part: Path,
-        agents: Mapping[str, LoopSettings],
-        owners: Mapping[str, crossfit.Fitted],
-    ) -> "Tally":
-        """Answer what no part holds yet; append each trace as it ends.
-
-        agents: by the digest of their adapter where there are several; else one, under "".
-        """
-        rows = trace_files.read_parts(run.folder)
-        share = run.questions[run.config.partition :: run.config.num_partitions]
-        tally = Tally(run.task, share, rows)
-        todo = [question for question in share if question.row_id not in tally.finished]
-        agent = next(iter(agents.values()))
-        if agent.carried:
-            agent.sheet = last_sheet([question.row_id for question in share], rows)
+    def fill(self, run: Run, part: Path, ready: Ready) -> Tally:
+        """Answer what no part holds yet; append each trace as it ends."""
+        rows, agent = read_parts(run.folder), ready.agent
+        tally = Tally(run.task, run.share, rows)
+        for digest, one in ready.agents.items():
+            one.sheet = carried_sheet(run, digest) if one.carried else ""
         slots = 1 if agent.carried else agent.llm.concurrency or run.config.batch_size
-        models = [one.llm for one in agents.values()]
+        models = [one.llm for one in ready.agents.values()]
         progress = cli.Progress(
-            len(share),
+            len(run.share),
             run.name,
-            len(share) - len(todo),
+            len(tally.finished),
             lambda: sum(llm.new_tokens for llm in models),
             enough=slots,
         )
-        for digest, one in agents.items():
-            mine = [q for q in todo if not digest or owners[q.id].digest == digest]
-            for trace in driver.run(mine, one, slots):
-                trace.adapter = digest
+        ended: dict[str, Trace] = {}
+        for questions in self.rounds(run, ready, rows, ended):
+            todo = [question for question in questions if question.row_id not in tally.finished]
+            for trace in ready.answers(todo, slots):
                 trace_files.append_trace(part, trace)
+                ended |= {trace.id: trace} if ready.grown else {}
                 tally.add(trace)
                 progress.update(trace.cost["new_tokens"], **tally.shown())
         progress.close()
@@ -132,34 +126,105 @@ class Worker:
             logger.warning("%s: %s", run.name, advice)
         return tally
 
-    def make_agents(
-        self, run: Run, owners: Mapping[str, crossfit.Fitted]
-    ) -> tuple[dict[str, LoopSettings], dict[str, Any]]:
-        """One agent for each adapter that answers, else one in all; and what identifies the run."""
+    def ablate(self, run: Run) -> dict[str, Any]:
+        """Answer again what a run turned from right to wrong, once without each log that entered.
+
+        Raises:
+            ValueError: its answers depend on the questions before.
+        """
+        part = run.paths.ablated(run.split, run.name, run.config.partition)
+        only = heartbeat.only_writer(part, run.config.num_partitions)
+        with only, only_grower(run):
+            found = harmed(run.task.scorer, run.share, baseline_rows(run), read_parts(run.folder))
+            ready = self.prepare(run)
+            if ready.agent.carried:
+                raise ValueError(
+                    f"--ablate {run.name}: its sheet lives on from one question to the next, so "
+                    "none can be answered again alone; give a run whose sheets are fresh"
+                )
+            manifest.check(run.manifest, ready.identity, run.config)
+            for agent in ready.agents.values():
+                agent.shared_logs = False  # prompts without a log begin in another way
+            trace_files.cut_torn_line(part)
+            done = {id for id, row in read_parts(part.parent).items() if not row.get("error")}
+            for version, questions in by_version(found).items():
+                if ready.grown:
+                    self.show(run, ready, version)
+                todo = [q for q in questions if row_id(q.row_id, q.without) not in done]
+                for trace in ready.answers(todo, run.config.batch_size):
+                    trace.id = row_id(trace.id, trace.without)
+                    trace_files.append_trace(part, trace)
+        rows = read_parts(part.parent)
+        failed = sum(row["status"] == "error" for row in rows.values())
+        return dict(harmed=len(found), rows=len(rows), failed=failed, run=str(part.parent))
+
+    def rounds(
+        self, run: Run, ready: Ready, rows: Rows, ended: dict[str, Trace]
+    ) -> Iterator[list[Question]]:
+        """The share at once; with a store that grows, what is asked between two versions.
+
+        rows, ended: of questions that earlier calls answered, and this one; read when those of a
+        round are all there. A question that failed and is asked again later retrieves from its
+        own version, which stays as it is.
+        """
+        grown, every = ready.grown, run.config.grow_every
+        if not grown:
+            yield run.share
+            return
+        first = grown.first_of(run.split)
+        for number, start in enumerate(range(0, len(run.share), every), first):
+            questions = run.share[start : start + every]
+            self.show(run, ready, number)
+            yield questions
+            if number == grown.versions.newest.number:
+                ids = [question.row_id for question in questions]
+                traces = [ended.get(id) or trace_files.trace_of(id, rows[id]) for id in ids]
+                grown.grow(run.split, traces, ready.make_kv)
+            ended.clear()
+
+    def show(self, run: Run, ready: Ready, number: int) -> None:
+        """Let the questions that come see a version of the store."""
+        versions = ready.grown.versions
+        versions.show(number)
+        for agent in ready.agents.values():
+            if run.config.num_logs == "all":
+                agent.logs, agent.num_logs = oldest(run, versions, agent.llm), len(versions)
+            self.set_control(run, agent)
+
+    def prepare(self, run: Run) -> Ready:
+        """Load what a run needs, cheap things first, and say what identifies it.
+
+        One agent for each adapter that answers, else one in all.
+        """
+        owners = crossfit.owners(run.questions, crossfit.several(run.config.adapter))
         folders = {one.digest: one.folder for one in owners.values()}
-        made = {
-            digest: self.make_agent(run, folders.get(digest)) for digest in sorted(folders) or [""]
+        logs = self.load_logs(run) if run.mode.enters else None
+        grown = self.open_grown(run) if run.grows else None
+        agents = {
+            digest: self.make_agent(run, logs, grown, folders.get(digest))
+            for digest in sorted(folders) or [""]
         }
-        agents = {digest: agent for digest, (agent, _) in made.items()}
-        identities = [identity for _, identity in made.values()]
+        digest = logs.digest if logs else ""
+        identities = [self.identity(run, agent, digest) for agent in agents.values()]
+        identity = identities[0]
         if folders:
-            models = [identity["model_digest"] for identity in identities]
-            return agents, identities[0] | {"model_digest": files.digest_of(models, 24)}
-        return agents, identities[0]
+            models = [one["model_digest"] for one in identities]
+            identity |= {"model_digest": files.digest_of(models, 24)}
+        return Ready(agents, owners, identity, logs, grown)
 
     def make_agent(
-        self, run: Run, adapter: Path | None = None
-    ) -> tuple[LoopSettings, dict[str, Any]]:
-        """Load what a run needs, cheap things first, and say what identifies it."""
+        self, run: Run, logs: LogStore | None, grown: GrowingLogs | None, adapter: Path | None
+    ) -> LoopSettings:
+        """One agent; `adapter` is its one of several."""
         config, mode = run.config, run.mode
         settings = config.taken_by(LoopSettings) | {"mode": mode, "sheet": ""}
-        logs = self.load_logs(run) if mode.enters else None
         found = self.load_documents(run)
-        index = self.rank_logs(run, logs, adapter) if logs else None
+        index = grown.index if grown else self.rank_logs(run, logs, adapter) if logs else None
+        store = grown.versions if grown else logs.logs if logs else {}
         llm = self.load_llm(config, adapter)
         settings["prefill"] = find_prefill(config.prefill, llm)
         if config.num_logs == "all":
-            settings |= {"num_logs": len(logs.logs) if logs else 0, "log_order": "entered"}
+            settings |= {"num_logs": len(store), "log_order": "entered"}
             settings |= {"shared_logs": not config.exclude_self and config.log_control == "none"}
         if mode.enters == "kv":
             llm.open_store(run.paths.kv, mode)
@@ -171,51 +236,14 @@ class Worker:
             foreign=found.foreign,
             documents_from=SOLVERS[config.solver].documents_from,
             records=SOLVERS[config.solver].records,
-            store=logs.logs if logs else {},
+            store=store,
             logs=index,
-            carried=mode.enters == "sheet" and config.sheet == "carried",
+            carried=mode.enters == "sheet" and (mode.playbook or config.sheet == "carried"),
             **settings,
         )
-        self.set_control(run, agent)
-        return agent, self.identity(run, agent, logs.digest if logs else "")
-
-    def rank_logs(self, run: Run, logs: LogStore, adapter: Path | None = None) -> Ranking:
-        from lag.logs.index import EveryLog, LogIndex
-
-        if run.config.num_logs == "all":
-            return EveryLog(self.oldest(run, logs, adapter))
-        return LogIndex(logs, self.load_embedder(run.config), run.paths)
-
-    def oldest(self, run: Run, logs: LogStore, adapter: Path | None = None) -> list[str]:
-        """Ids of the oldest logs that have room, half of the prompt's unless --log-tokens says."""
-        llm, keep = self.load_llm(run.config, adapter), run.mode.keep or last_response
-        left, found = run.config.log_tokens or llm.room // 2, []
-        for log in logs.logs.values():
-            left -= llm.num_tokens(keep(log))
-            if left < 0:
-                break
-            found.append(log.id)
-        logger.info("%d of %d logs have room, the oldest first", len(found), len(logs.logs))
-        return found
-
-    def load_documents(self, run: Run) -> Evidence:
-        """The documents that a run may show, and their ranking if they are searched for."""
-        config, source = run.config, SOLVERS[run.config.solver].documents_from
-        if source == "own":
-            return own_paragraphs(run.paths, run.questions)
-        if source == "none" or not config.num_docs:
-            return Evidence({})
-        embedder = partial(self.load_embedder, config)
-        return load_documents(config.retriever, config.retriever_url or "", run.paths, embedder)
-
-    def load_logs(self, run: Run) -> LogStore:
-        questions = read_questions(run.paths, run.task, "train")
-        limit = run.config.log_limit or None
-        store = LogStore.load(run.log_store, questions=questions, limit=limit)
-        logger.info(
-            "%s: %d logs (%d rows without one)", run.log_store, len(store.logs), store.skipped
-        )
-        return store
+        if not grown:
+            self.set_control(run, agent)
+        return agent
 
     def set_control(self, run: Run, agent: LoopSettings) -> None:
         """Put the control in place that `--log-control` asks for."""
@@ -235,6 +263,10 @@ class Worker:
         texts = {"reminder": reminder.digest()} if run.config.format_retries else {}
         texts |= {"like": run.task.like} if run.task.like else {}
         texts |= {"solver_prompts": solvers.digest()} if agent.records else {}
+        if run.mode.playbook:
+            texts["playbook"] = playbook.digest()
+        if run.grows:  # each partition has a store of its own
+            texts["num_partitions"] = run.config.num_partitions
         return (
             run.config.identity()
             | texts
@@ -251,26 +283,11 @@ class Worker:
         )
 
 
-@contextlib.contextmanager
-def only_writer(part: Path, num_partitions: int) -> Iterator[None]:
-    """Hold a part and show that its worker lives, while the block runs.
-
-    One that fails before it wrote leaves nothing.
-
-    Raises:
-        ValueError: another process holds it.
-    """
-    with files.locked(part, "is being written by another process; start each partition once"):
-        try:
-            heartbeat.wait_for_silence(part)
-            with heartbeat.beating(part, num_partitions):
-                yield
-        except BaseException:
-            if not part.stat().st_size:
-                part.unlink()
-                with contextlib.suppress(OSError):  # other files are there
-                    part.parent.rmdir()
-            raise
+def only_grower(run: Run) -> contextlib.AbstractContextManager[None]:
+    """Hold the store that grows with a run, where one does."""
+    if not run.grows:
+        return contextlib.nullcontext()
+    return heartbeat.held(run.grown, "grows in another process; wait for it, or give --run NAME")
 
 
 def stats_of(agent: LoopSettings) -> dict[str, Counts]:

@@ -43,6 +43,10 @@ def rows_of(folder: Path) -> dict:
     return {id: trace_files.without_seconds(row) for id, row in sorted(rows.items())}
 
 
+def by_key(prompt) -> str:
+    return prompt.key
+
+
 def preds(root: Path, split: str, name: str) -> Path:
     return Paths(root, "wikihop").run(split, name)
 
@@ -88,7 +92,8 @@ def test_zero_logs_is_base_through_the_real_commands(run, mode, layout):
     run("-m base --layout paper")
     run("-m base --layout paper --merge --as-log")
     run(f"-m {mode} --num-logs 0 --layout {layout}", other)
-    assert base.seen == other.seen
+    # a playbook is asked question by question: the same prompts in another order
+    assert sorted(base.seen, key=by_key) == sorted(other.seen, key=by_key)
 
 
 @pytest.mark.parametrize("mode", TEXT_MODES)

@@ -139,7 +139,7 @@ def test_a_worker_elsewhere_is_known_by_its_heartbeat_whatever_the_lock_says(
 def test_a_killed_worker_of_this_machine_is_dead_at_once(answer, paths):
     answer("-p 0 --num-partitions 4")
     code = (
-        "import sys, time; from pathlib import Path; from lag.runs.worker import only_writer\n"
+        "import sys, time; from pathlib import Path; from lag.runs.heartbeat import only_writer\n"
         "with only_writer(Path(sys.argv[1]), 4): print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(paths.part("train", "r", 3))]

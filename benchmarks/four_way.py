@@ -1,0 +1,231 @@
+"""Logs as text, as KV, as notes, in the weights, or just a long context: one stream, all costs.
+
+python benchmarks/four_way.py -d miniwiki --data data/four-way        # as `make four-way` does
+python benchmarks/four_way.py -d miniwiki --data data/four-way --dry-run
+
+Every part is a command that goes on where it was stopped, and so is the whole. It ends in one table,
+one figure (accuracy against cost), and one sentence per mode that the numbers support.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import measure  # first: it finds the toolkit
+
+import agentic
+import train
+from lag import cli
+from lag.evaluation.curve_figure import HEAD, Curves
+from lag.evaluation.figures import MARKERS, PNG, STYLE
+from lag.evaluation.find_runs import Skipping, runs_of_dataset
+from lag.evaluation.gold import Catalogue
+from lag.evaluation.intervals import Sampling
+from lag.evaluation.results import Evaluator
+from lag.files import read_json, write_json, write_text
+from lag.logs.growing import in_order
+from lag.modes import MODES
+from lag.paths import Paths
+from lag.tasks import TASKS, read_questions
+
+SPLIT = "train"  # only its rows are ever trained on
+BATCH = "8"
+# What is asked in how many orders: flags of `agentic.py`, and how many of the orders given.
+OTHERS = [name for name, mode in MODES.items() if mode.enters == "kv" and name != "log_kv"]
+SHEETS = [name for name, mode in MODES.items() if mode.enters == "sheet"]
+MANY = (("-m", "log_text,log_kv"), ("-m", "log_text", "--log-control", "random"))
+FEW = (
+    ("-m", ",".join([*OTHERS, *SHEETS])),
+    ("-m", "log_cheatsheet", "--sheet", "carried"),
+    ("-m", "log_text", "--num-logs", "all"),
+)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    number, add = cli.at_least(1), parser.add_argument
+    # fmt: off
+    add("-d", "--dataset", default="miniwiki", choices=TASKS, help="(%(default)s)")
+    add("--data", type=Path, default=Path("data/four-way"), help="folder of all data sets (%(default)s)")
+    add("--questions", type=number, default=300, help="length of the stream (%(default)s)")
+    add("--orders", type=number, default=5, help="of base, text, KV and random logs (%(default)s)")
+    add("--few-orders", type=number, default=3, help="of the rest (%(default)s)")
+    add("--grow-every", type=number, default=16, help="questions between two versions (%(default)s)")
+    add("--adapters", default="100,200,300", help="questions after which weights are trained; empty: never (%(default)s)")
+    add("--flags", default="", help="more flags of agentic.py, such as --model, in one text")
+    add("--dry-run", action="store_true", help="print the commands and do nothing")
+    # fmt: on
+    args = parser.parse_args(argv)
+    args.adapters = [int(one) for one in args.adapters.split(",") if one]
+    return args
+
+
+Command = tuple[str, ...]  # the script's name, then its words
+
+
+class Plan:
+    """All commands of the comparison, in their order."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.paths = args, Paths(args.data, args.dataset)
+        self.common = ("-d", args.dataset, "--data", str(args.data))
+        self.folder = self.paths.preds / "four-way"
+
+    def ask(self, *words: str, part: Sequence[str] | None = None) -> Command:
+        """Ask the stream, or only some of its questions."""
+        some = ("--ids", ",".join(part)) if part else ("--limit", str(self.args.questions))
+        extra = (*self.args.flags.split(), "--batch-size", BATCH)
+        return ("agentic.py", *self.common, "--split", SPLIT, *some, *words, *extra)
+
+    def orders(self, count: int) -> Command:
+        listed = ",".join(str(n) for n in range(1, count + 1))
+        return ("--grow", "--grow-every", str(self.args.grow_every), "--order-seed", listed)
+
+    def streams(self) -> list[Command]:
+        found = [self.ask("-m", "base", "--solver", "react,direct")]
+        found += [self.ask(*words, *self.orders(self.args.orders)) for words in MANY]
+        found += [self.ask(*words, *self.orders(self.args.few_orders)) for words in FEW]
+        return found
+
+    def merging(self) -> Command:
+        words = ("-m", "base", "--merge", "--limit", str(self.args.questions))
+        return ("agentic.py", *self.common, "--split", SPLIT, *words, *self.args.flags.split())
+
+    def order(self, seed: int) -> list[str]:
+        questions = read_questions(self.paths, TASKS[self.args.dataset], SPLIT)
+        return [q.id for q in in_order(questions[: self.args.questions], str(seed))]
+
+    def adapter(self, seed: int, first: int) -> Path:
+        return self.folder / f"adapter_o{seed}_{first}"
+
+    def training(self, seed: int, first: int) -> Command:
+        out = self.adapter(seed, first)
+        what = ("--from", str(out.with_suffix(".json")), "--out", str(out))
+        return ("train.py", "sft", *self.common, *what, "--filter", "answered")
+
+    def weights(self, seed: int, first: int, last: int | None) -> Command:
+        """What comes after a training, up to the next one; after the stream, as many as between."""
+        asked = self.order(seed)[first:last]
+        adapter = ("--adapter", str(self.adapter(seed, first)))
+        name = ("--run", f"weights_o{seed}_from{first}")
+        return self.ask("-m", "base", *adapter, *name, part=asked)
+
+    def seen_so_far(self, seed: int, first: int) -> None:
+        """The rows that an adapter is trained on: base's, of the first questions of an order."""
+        merged = read_json(self.paths.merged(SPLIT, Path(self.base_folder).name))
+        rows = {id: merged["results"][id] for id in self.order(seed)[:first]}
+        path = self.adapter(seed, first).with_suffix(".json")
+        if not path.exists():
+            write_json(path, merged | {"results": rows})
+
+    @property
+    def base_folder(self) -> Path:
+        (config,) = agentic.parse_args(list(self.ask("-m", "base")[1:])).runs()
+        return self.paths.run(SPLIT, config.name)
+
+
+def follow(plan: Plan, do: Callable[[Command], None], dry: bool) -> None:
+    """Give every command to `do`; nothing is written in between if it is dry."""
+    for command in plan.streams():
+        do(command)
+    places = plan.args.adapters
+    if places:
+        do(plan.merging())
+    for seed in range(1, plan.args.few_orders + 1) if places else ():
+        for first, last in zip(places, [*places[1:], None]):
+            if not dry:
+                plan.seen_so_far(seed, first)
+            if dry or not (plan.adapter(seed, first) / "lag.json").exists():
+                do(plan.training(seed, first))
+            if first < plan.args.questions:
+                do(plan.weights(seed, first, last))
+
+
+# --- what came of it ------------------------------------------------------------------------------
+def sentence(row: dict[str, Any], base: dict[str, Any], change: dict[str, Any]) -> str:
+    """What the numbers of a mode support, and no more."""
+    points, cost = 100 * (row["em"] - base["em"]), row["whole"] / (base["whole"] or 1)
+    low, high = change.get("change low"), change.get("change high")
+    if low is None:
+        sure = f"in {row['orders']} orders, too few for a band"
+    elif low <= 0 <= high:
+        sure = f"within what the order alone does [{100 * low:+.1f}, {100 * high:+.1f}]"
+    else:
+        sure = f"whatever the order [{100 * low:+.1f}, {100 * high:+.1f}]"
+    paid = [place for place in row["break_even"] if place]
+    told = f"it has cost no more than base from question {round(fmean(paid))} on" if paid else (
+        "it never costs less than base in all"
+    )  # fmt: skip
+    return f"* `{row['run']}`: {points:+.1f} points of EM over base, {sure}; {cost:.2f} times the seconds, writing included; {told}."
+
+
+def text_of(curves: Curves) -> str:
+    """The table and the sentences, as Markdown."""
+    lines = ["| " + " | ".join(HEAD) + " |", "| " + " | ".join("---" for _ in HEAD) + " |"]
+    lines += ["| " + " | ".join(cells) + " |" for cells in curves.cells()]
+    base = next(row for row in curves.summaries if row["run"].startswith("base"))
+    whole = {
+        row["run"]: row for row in curves.rows if (row["span"], row["metric"]) == ("all", "em")
+    }  # the last one of each run: the whole stream
+    others = [row for row in curves.summaries if row is not base]
+    return (
+        "\n".join([*lines, "", *(sentence(row, base, whole[row["run"]]) for row in others)]) + "\n"
+    )
+
+
+def draw(curves: Curves, path: Path) -> None:
+    """Accuracy against what a question costs, writing included."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.5, 5.5), layout="constrained")
+        axes = figure.subplots()
+        for n, row in enumerate(curves.summaries):
+            colour, marker = PNG.runs[n % len(PNG.runs)], MARKERS[n % len(MARKERS)]
+            axes.plot(row["whole"], 100 * row["em"], marker, color=colour, label=row["run"])
+        axes.set(xlabel="seconds per question, writing included", ylabel="exact match, %")
+        figure.legend(loc="outside lower center", ncols=2)
+        figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def write(plan: Plan) -> dict[str, str]:
+    args = plan.args
+    evaluator = Evaluator(Catalogue(args.data), Sampling(1234))
+    results = evaluator.results(runs_of_dataset(plan.paths, SPLIT, Skipping()))
+    (curves,) = Curves.all_of(results, args.data)
+    text = text_of(curves)
+    write_text(plan.folder / "four_way.md", text)
+    write_json(
+        plan.folder / "four_way.json", {"made by": measure.made_by(), "rows": curves.summaries}
+    )
+    draw(curves, plan.folder / "four_way.png")
+    print(text)
+    paths = [*curves.write(plan.folder), *(str(p) for p in sorted(plan.folder.glob("four_way.*")))]
+    return {"written": paths}
+
+
+def main(argv: Sequence[str] | None = None, llm: Any = None) -> int:
+    args = parse_args(argv)
+    plan, codes = Plan(args), []
+
+    def do(command: Command) -> None:
+        print("python", *command, file=sys.stderr, flush=True)
+        script, words = command[0], list(command[1:])
+        if not args.dry_run:
+            codes.append(agentic.main(words, llm) if script == "agentic.py" else train.main(words))
+
+    follow(plan, do, args.dry_run)
+    if not args.dry_run:
+        print(json.dumps(write(plan)))
+    return int(any(codes))
+
+
+if __name__ == "__main__":
+    cli.guarded(main)

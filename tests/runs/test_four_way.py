@@ -1,0 +1,55 @@
+"""The whole comparison, dry and small: every command is one, and the end is a table."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import small
+from scripted import ScriptedLLM
+
+import agentic
+
+ROOT = Path(agentic.__file__).parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import four_way  # noqa: E402 - it stands beside what it shares
+
+
+@pytest.fixture
+def words(small_data, embedder_folder):
+    flags = f"--max-steps 2 --embedder {embedder_folder}"
+    given = ["-d", "wikihop", "--data", str(small_data), "--questions", "10", "--flags", flags]
+    return [*given, "--grow-every", "4"]
+
+
+def test_every_command_is_one(words, capsys):
+    """The adapters of a dry run are not there: what is left out of its commands is checked here."""
+    assert four_way.main([*words, "--adapters", "4,8", "--dry-run"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    asked = [line.split()[2:] for line in lines if line.startswith("python agentic.py")]
+    trained = [line for line in lines if line.startswith("python train.py sft")]
+    assert len(trained) == 6 and "--filter answered" in trained[0]
+    named = set()
+    for command in asked:
+        if "--adapter" in command:
+            place = command.index("--adapter")
+            assert command[place + 1].endswith(("_4", "_8"))
+            command = command[:place] + command[place + 2 :]
+        named |= {run.name for run in agentic.parse_args(command).runs()}
+    orders = {name for name in named if name.startswith("log_kv_s2_grow4_o")}
+    assert orders == {f"log_kv_s2_grow4_o{n}" for n in range(1, 6)}
+    assert {"base_s2", "base_direct", "weights_o1_from4", "weights_o3_from8"} <= named
+    assert "log_playbook_s2_grow4_o3" in named and "log_playbook_s2_grow4_o4" not in named
+
+
+def test_a_small_run_ends_in_a_table_and_goes_on_where_it_was_stopped(words, small_data, capsys):
+    short = [*words, "--adapters", "", "--orders", "2", "--few-orders", "1"]
+    assert four_way.main(short, ScriptedLLM(small.stepwise)) == 0
+    said = capsys.readouterr().out
+    written = json.loads(said.splitlines()[-1])["written"]
+    assert {Path(path).suffix for path in written} == {".csv", ".png", ".md", ".json"}
+    text = (small_data / "wikihop/preds/four-way/four_way.md").read_text()
+    assert text in said and "| base_s2 | 2 |" in text and "* `log_kv_s2_grow4`: +0.0" in text
+    again = ScriptedLLM(small.stepwise)
+    assert four_way.main(short, again) == 0 and not again.seen
