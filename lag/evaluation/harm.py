@@ -12,11 +12,12 @@ from lag.evaluation.leakage import store_path
 from lag.evaluation.results import Result
 from lag.evaluation.scores import Outcome, outcome_of
 from lag.evaluation.tables import aligned
+from lag.files import read_json
 from lag.json_checks import Row
 from lag.paths import Paths
 from lag.records import Question, Trace
 from lag.tasks import SPLITS
-from lag.trace_files import checked_trace, read_parts, read_predictions
+from lag.trace_files import checked_trace, read_parts, results_of
 
 BOUNDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of --min-similarity
 
@@ -145,7 +146,7 @@ class Golds:
             return outcome.state if outcome else ""
         path = store_path(run, self.data)
         if path not in self.known:
-            self.known[path] = read_predictions(path)["results"] if path.is_file() else {}
+            self.known[path] = results_of(path, read_json(path)) if path.is_file() else {}
         if log not in self.known[path]:
             return ""
         trace = checked_trace(path, log, self.known[path][log])
