@@ -137,6 +137,15 @@ def flipped(result: Result) -> str | None:
     return found and f"+{found.gained} -{found.lost}"
 
 
+def drafts(name: str) -> Value:
+    """Of what was drafted; None where nothing was."""
+    return lambda result: result.evaluation.cost[name] if is_drafted(result) else None
+
+
+def is_drafted(result: Result) -> bool:
+    return bool(result.evaluation.cost["drafted_tokens"])
+
+
 def training(name: str) -> Value:
     return lambda result: result.training.get(name)
 
@@ -181,6 +190,9 @@ COLUMNS = (
     Column("reused tokens",    at("evaluation.cost.reused_tokens"),     amount,    "cost csv",       "reused"),
     Column("prefilled tokens", at("evaluation.cost.prefilled_tokens"),  amount,    "cost",           "prefilled"),
     Column("new tokens",       at("evaluation.cost.new_tokens"),        amount,    "cost paper csv", "new"),
+    Column("drafted tokens",   drafts("drafted_tokens"),                amount,    "cost csv",       "drafted", if_any=True),
+    Column("accepted tokens",  drafts("accepted_tokens"),               amount,    "cost csv",       "accepted", if_any=True),
+    Column("tokens per forward", drafts("tokens_per_forward"),          mean,      "cost csv",       "per forward", if_any=True),
     Column("seconds",          at("evaluation.cost.seconds.all"),       mean,      "cost paper csv"),
     Column("retrieve",         at("evaluation.cost.seconds.retrieve"),  mean,      "cost"),
     Column("store",            at("evaluation.cost.seconds.store"),     mean,      "cost"),

@@ -14,7 +14,7 @@ from statistics import fmean
 from lag.evaluation.find_runs import Run
 from lag.json_checks import Row, unique
 from lag.metrics import METRICS, SCORERS, ZERO, chosen_letter, gold_letter, score
-from lag.records import MARKED, SECONDS, Document, Question, Step, Trace
+from lag.records import DRAFTS, MARKED, SECONDS, Document, Question, Step, Trace
 
 STATES = ("right", "wrong", "unanswered", "error", "missing")
 TOKENS = ("prompt_tokens", "cached_tokens", "reused_tokens", "new_tokens")
@@ -176,16 +176,20 @@ class Evaluation:
 
         prefilled_tokens: of the prompt what had to be computed, neither cached nor left from the step
         before. kv_bytes: KV read into the prompt. encoded: logs whose KV were not in the store.
+        tokens_per_forward: of a reply; None where nothing was drafted.
         """
         costs = [{"reused_tokens": 0, **trace.cost} for trace in self.traces]
         steps = [len(trace.replies) for trace in self.traces]
         mean = {name: average(c[name] for c in costs) for name in ("calls", *TOKENS, "kv_bytes")}
         seconds = {part: average(c["seconds"][part] for c in costs) for part in SECONDS}
         used = [log for t in self.traces for step in t.steps for log in step.logs]
+        mean |= {name: average(c.get(name, 0) for c in costs) for name in DRAFTS}
+        forwards = mean["new_tokens"] - mean["accepted_tokens"]
         prefilled = mean["prompt_tokens"] - mean["cached_tokens"] - mean["reused_tokens"]
         return {
             **mean,
             "prefilled_tokens": prefilled,
+            "tokens_per_forward": mean["new_tokens"] / forwards if mean["drafted_tokens"] else None,
             "steps": average(steps),
             "computed_tokens": prefilled + mean["new_tokens"],
             "seconds": {**seconds, "all": sum(seconds.values())},

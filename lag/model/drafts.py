@@ -9,7 +9,7 @@ Source: prompt lookup decoding; REST (arXiv 2311.08252); SuffixDecoding (arXiv 2
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from operator import mul
 
 LONGEST = 4  # tokens of a reply's end that are looked for, and fewer
@@ -112,10 +112,11 @@ class Drafter:
     """Drafts for the replies of one model.
 
     kind: `logs`, `prompt` or `off`, as `LLM` has it.
+    end_ids: are never drafted: behind all that comes before, an end is the token that comes anyway.
     """
 
-    def __init__(self, kind: str, device: str):
-        self.kind = kind
+    def __init__(self, kind: str, device: str, end_ids: frozenset[int] = frozenset()):
+        self.kind, self.end_ids = kind, end_ids
         self.chances = Chances(ON_CPU if device == "cpu" else ON_GPU)
         self.earlier: deque[str] = deque(maxlen=EARLIER)
 
@@ -128,7 +129,10 @@ class Drafter:
         for draft, most in zip(drafts, room, strict=True):
             draft.look(min(most, MOST))
         length = self.chances.length(drafts)
-        return [list(map(ord, draft.next[:length])) for draft in drafts]
+        return [list(takewhile(self._goes_on, map(ord, draft.next[:length]))) for draft in drafts]
+
+    def _goes_on(self, id: int) -> bool:
+        return id not in self.end_ids
 
     def follow(self, draft: Draft | None, ids: Sequence[int], ended: bool) -> None:
         """Note what a reply went on with, for its own drafts and for those of others."""

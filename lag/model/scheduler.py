@@ -65,7 +65,7 @@ class Scheduler:
         self.rows: list[Request] = []  # of the decoder; one that ended stays until the next step
         self.mark = 0.0
         self.openings: dict[tuple[Item, ...], ReusedPrefix] = {}
-        self.drafter = Drafter(draft, loaded.model.device.type)
+        self.drafter = Drafter(draft, loaded.model.device.type, loaded.end_ids)
 
     def __len__(self) -> int:
         return len(self.waiting) + sum(not request.ended for request in self.rows)

@@ -359,7 +359,8 @@
     label("Reply");
     node.append(textBlock(await textOf(reply)));
     const parts = ["retrieve", "prefill", "decode", "store"].map((name, n) => `${name} ${seconds[n].toFixed(2)}`);
-    node.append(make("p", { class: "tokens" }, `${thousands(tokens[0])} prompt tokens, ${thousands(tokens[1])} of them cached, ${thousands(tokens[2])} reused; ${thousands(tokens[3])} new` +
+    const drafted = tokens[5] ? `, ${thousands(tokens[6])} of them among ${thousands(tokens[5])} drafted` : "";
+    node.append(make("p", { class: "tokens" }, `${thousands(tokens[0])} prompt tokens, ${thousands(tokens[1])} of them cached, ${thousands(tokens[2])} reused; ${thousands(tokens[3])} new${drafted}` +
       (tokens[4] ? `; ${thousands(tokens[4] / 1024)} KB of KV` : "") + `; seconds: ${parts.join(", ")}`));
     return node;
   }

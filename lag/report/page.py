@@ -30,7 +30,7 @@ CAPTIONS = {
     "scores": "Percent of all questions asked, with intervals; the best run of a column stands out.",
     "differences": "Each run minus its baseline on the questions that both were asked; gained and lost count answers that became right, or no longer are.",
     "changes": "Questions whose state is another one than in the baseline; a number opens them below.",
-    "cost": "Means per question that has a row. Of a prompt's tokens the cached came from stored KV, the reused were left from an earlier prompt, the prefilled were computed.",
+    "cost": "Means per question that has a row. Of a prompt's tokens the cached came from stored KV, the reused were left from an earlier prompt, the prefilled were computed. Of the new tokens the accepted were drafted, and only checked.",
     "support": "Percent, over the questions whose supporting documents are known; @k: of the first k that entered.",
     "settings": "What the runs were told, as far as they differ.",
     "groups": "Exact match in percent; n: how many questions the group has.",

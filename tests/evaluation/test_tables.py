@@ -163,6 +163,23 @@ def test_every_output_shows_what_the_table_of_columns_says(solved, capsys):
     }
 
 
+def test_drafts_are_shown_where_a_run_has_any(tmp_path, capsys):
+    """Of ten tokens of a reply six were checked and only four asked for one by one."""
+    paths = Paths(tmp_path, "wikihop")
+    evaldata.write_dataset(paths, evaldata.qa_rows(6), 2, documents=8)
+    names = ("drafted tokens", "accepted tokens", "tokens per forward")
+    for mode, counts in (("base", {}), ("log_kv", dict(drafted_tokens=8, accepted_tokens=6))):
+        steps = [evaldata.step("<ans>x</ans>", **counts)] * 2
+        rows = [evaldata.traced(q, "x", steps) for q in questions(paths)]
+        evaldata.write_run(paths, "test", mode, rows)
+    base, drafted = csv.DictReader(io.StringIO(table(paths, ".csv")[0]))
+    assert [base[name] for name in names] == ["", "", ""]
+    assert [float(drafted[name]) for name in names] == [16, 12, 2.5]
+    shown = headings(outputs(paths, capsys))
+    assert {"drafted", "accepted", "per forward"} <= {*shown["report"][2]}
+    assert "accepted" in shown["terminal"][2] and "accepted" not in shown["md"]
+
+
 def one_cluster_of(paths, share):
     """Twelve questions, none answered right, of which so many share a sub-question."""
     rows = evaldata.qa_rows(13)

@@ -11,7 +11,18 @@ import agentic
 from lag.kv.masks import Masks
 from lag.kv.sequence import SequencePlan
 from lag.model.decoder import Decoder
-from lag.model.drafts import FIRST_GUESS, LONGEST, MOST, ROW, START, Chances, Draft, joined, written
+from lag.model.drafts import (
+    FIRST_GUESS,
+    LONGEST,
+    MOST,
+    ROW,
+    START,
+    Chances,
+    Draft,
+    Drafter,
+    joined,
+    written,
+)
 from lag.model.request import Request
 from lag.model.sampling import Sampling, choose
 from lag.prompts import Prompt
@@ -92,6 +103,15 @@ def test_the_length_is_the_one_that_writes_most_per_cost(shapes, right):
     longest = max(len(draft.next) for draft in drafts)
     best = max(map(rate, range(longest + 1)))
     assert rate(chances.length(drafts)) == pytest.approx(best)
+
+
+def test_an_end_is_not_drafted_nor_what_stands_behind_it():
+    """It would be one token more of a forward that writes it anyway, and counted as spared."""
+    drafter = Drafter("prompt", "cpu", frozenset([9]))
+    draft = drafter.begin(written([1, 2, 3, 9, 4, 5]), [])
+    for last, expected in ((1, [2, 3]), (3, []), (9, [4, 5])):
+        draft.reply = START + written([last])
+        assert drafter.propose([draft], [8]) == [expected]
 
 
 # --- what is checked ----------------------------------------------------------------------------

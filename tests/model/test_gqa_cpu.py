@@ -9,12 +9,22 @@ import tiny
 import torch
 from test_families import FAMILIES, there
 from torch import nn
+from torch.backends import mkl
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lag.kv import encode, sequence
 from lag.model.decoder import Decoder
-from lag.model.gqa_cpu import NAME, UNKNOWN, _ours, attend, share_keys
+from lag.model.gqa_cpu import (
+    FEW,
+    NAME,
+    UNKNOWN,
+    FewTokens,
+    _ours,
+    attend,
+    share_keys,
+    speed_up_products,
+)
 
 HEADS, SHARED, TOKENS, DIM = 6, 2, 37, 8
 
@@ -141,3 +151,48 @@ def test_models_with_another_attention_keep_it():
     model.set_attn_implementation("eager")
     share_keys(model)
     assert set(names_in(model)) == {"eager"}
+
+
+# --- products of few tokens ---------------------------------------------------------------------
+@pytest.mark.parametrize("count", [*range(1, FEW + 3), 64])
+@pytest.mark.parametrize("bias", [False, True])
+def test_few_tokens_are_multiplied_as_float64_does(count, bias):
+    """Of every shape, from a single vector to rows of tokens; more than few go to the library."""
+    torch.manual_seed(count)
+    model = nn.Sequential(nn.Linear(512, 1024, bias=bias)).requires_grad_(False)
+    plain = copy.deepcopy(model[0])
+    speed_up_products(model)
+    assert isinstance(model[0], FewTokens) == mkl.is_available()
+    for shape in ((count, 512), (1, count, 512), (count, 1, 512), (512,)):
+        given = torch.randn(shape)
+        found = model(given)
+        exact = plain.double()(given.double())
+        assert found.shape == exact.shape and found.dtype == torch.float32
+        assert oracle.error(found, exact) < 1e-6
+        plain.float()
+    assert torch.equal(
+        model(given[:, None].mT.expand(count + FEW, 512)), plain(given.expand(count + FEW, 512))
+    )
+
+
+def test_only_what_gains_is_multiplied_otherwise():
+    """A small matrix, a wide one, other numbers and another kind of layer stay the library's."""
+
+    class Own(nn.Linear):
+        pass
+
+    model = nn.ModuleList([
+        nn.Linear(512, 64), nn.Linear(2048, 512), nn.Linear(512, 1024).bfloat16(), Own(512, 1024),
+        nn.Linear(512, 1024),
+    ])  # fmt: skip
+    speed_up_products(model)
+    assert [isinstance(one, FewTokens) for one in model] == [False] * 4 + [mkl.is_available()]
+
+
+def test_what_is_trained_has_its_gradient():
+    model = nn.Sequential(nn.Linear(512, 1024))
+    speed_up_products(model)
+    given = torch.randn(2, 512, requires_grad=True)
+    model(given).sum().backward()
+    assert model[0].weight.grad is not None and given.grad is not None
+    assert model(torch.zeros(0, 512)).shape == (0, 1024)

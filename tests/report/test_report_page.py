@@ -44,6 +44,7 @@ def rows_of(run, paths, mode):
     sources = SOURCES.get(mode, ())
     used = tuple(UsedLog(id, 0.75, source) for id, source in zip(LOGS, sources))
     spent = {"reused_tokens": 7, "prompt_tokens": 1000 + 300 * len(run)}
+    spent |= {"drafted_tokens": 6, "accepted_tokens": 4} if run == "log_kv" else {}
     rows = []
     for n, question in enumerate(asked(paths)):
         reply = f"Reply {n} of {run}. {HOSTILE}"
@@ -319,6 +320,8 @@ def test_tokens_that_were_reused_stand_in_each_step(opened):
     settle(opened, "q6")
     told = opened.run("return [...document.querySelectorAll('.tokens')].map(e => e.textContent)")
     assert len(told) == 4 and all("20 of them cached, 7 reused; 10 new" in text for text in told)
+    drafted = [", 4 of them among 6 drafted;" in text for text in told]
+    assert drafted == [False, False, True, True], "user stands to the left, log_kv to the right"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
