@@ -3,7 +3,7 @@
 python benchmarks/agent.py                     # its world, logs and KV are made first: minutes
 python benchmarks/agent.py --model FOLDER --embedder FOLDER --questions 50
 
-T1: questions per second of log_kv with 16 in flight over 1. T2: prefilled tokens of base with over
+T1: questions per second of log_kv with 16 in flight over 1, without drafts. T2: prefilled tokens of base with over
 without what steps, and the beginnings of all prompts, share; computing those beginnings, once per
 run, is left out. T5: the naive route's seconds for the same questions over ours, 64 in flight.
 """
@@ -150,7 +150,8 @@ def in_batches(args: argparse.Namespace, data: Path, folder: Path) -> tuple[list
     places = pickled(agent, folder / "logs.pkl")
     found: dict[str, dict[str, Any]] = {}
 
-    def ours(name: str, in_flight: int) -> None:
+    def ours(name: str, in_flight: int, draft: str = "off") -> None:
+        agent.llm.draft = draft
         agent.llm.kv.span_cache = SpanCache(
             agent.llm.kv.budget.memory
         )  # every log is read once again
@@ -164,10 +165,13 @@ def in_batches(args: argparse.Namespace, data: Path, folder: Path) -> tuple[list
     routes = {
         "one at a time": lambda: ours("one at a time", 1),
         f"{MANY} in flight": lambda: ours(f"{MANY} in flight", MANY),
-        f"{MOST} in flight": lambda: ours(f"{MOST} in flight", MOST),
+        f"{MOST} in flight": lambda: ours(f"{MOST} in flight", MOST, "logs"),
+        "drafted, one": lambda: ours("drafted, one", 1, "logs"),
+        f"drafted, {MANY}": lambda: ours(f"drafted, {MANY}", MANY, "logs"),
         "naive": naively,
     }
     seconds = measure.take_turns(routes, args.repeats)
+    drafted_many = f"drafted, {MANY}"
     one, many, most = "one at a time", f"{MANY} in flight", f"{MOST} in flight"
 
     def alike(a: str, b: str) -> int:
@@ -175,10 +179,12 @@ def in_batches(args: argparse.Namespace, data: Path, folder: Path) -> tuple[list
 
     count = len(questions)
     return [
-        Measure("T1", f"questions per second, log_kv, {MANY} in flight / 1", round(measure.ratio(seconds, one, many), 3), least=3),
+        Measure("T1", f"questions per second, log_kv, {MANY} in flight / 1, without drafts", round(measure.ratio(seconds, one, many), 3), least=3),
         Measure("T5", f"naive route / ours with {MOST} in flight, {count} questions end to end", round(measure.ratio(seconds, "naive", most), 3), least=4),
-        Measure("T5", f"the same with {MANY} in flight", round(measure.ratio(seconds, "naive", many), 3)),
-        Measure("T5", "the same, one at a time", round(measure.ratio(seconds, "naive", one), 3)),
+        Measure("T5", f"the same with {MANY} in flight", round(measure.ratio(seconds, "naive", drafted_many), 3)),
+        Measure("T5", "the same, one at a time", round(measure.ratio(seconds, "naive", "drafted, one"), 3)),
+        Measure("S3", "drafts on / off, questions per second, log_kv, embedded model, 1 in flight", round(measure.ratio(seconds, one, "drafted, one"), 3)),
+        Measure("S3", f"the same, {MANY} in flight", round(measure.ratio(seconds, many, drafted_many), 3)),
         Measure("T1", f"questions with the same replies in both, of {count}", alike(one, many)),
         Measure("T5", f"questions with the same replies on both routes, of {count}", alike("naive", most)),
     ], seconds  # fmt: skip

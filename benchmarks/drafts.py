@@ -99,9 +99,9 @@ class Ours:
 
     def __init__(self, model: Any, mover: Any, kind: str):
         from lag.model.decoder import Decoder
-        from lag.model.drafts import Drafter
+        from lag.model.drafts import Costs, Drafter
 
-        self.decoder, self.drafter = Decoder(model, mover, slots=1), Drafter(kind, "cpu")
+        self.decoder, self.drafter = Decoder(model, mover, slots=1), Drafter(kind, Costs.of(model))
         self.seconds, self.forwards, self.drafted, self.accepted = 0.0, 0, 0, 0
 
     def answer(self, spans: list[Any], cases: list[dict[str, Any]]) -> None:

@@ -31,6 +31,7 @@ from lag.kv.forward import (
     spread,
     takes,
 )
+from lag.kv.llama_step import LlamaStep
 from lag.kv.masks import Masks, NextPositions
 from lag.kv.recompute import recompute_spans
 from lag.kv.rope import KeyRotator
@@ -63,6 +64,7 @@ class Decoder:
         if not takes(model, self.cache_argument):
             raise ValueError(f"{model.config.model_type} takes no cache; use another model")
         self.masks = Masks.of(model) if self.plain else None
+        self.llama = LlamaStep.of(model, self.masks)
         self.cache: DynamicCache | None = None
         self.lengths: list[int] = []
         self.behind: list[int] = []
@@ -170,7 +172,10 @@ class Decoder:
         self.lengths = [length + count for length, count in zip(self.lengths, counts)]
         self.behind = [behind + width - count for behind, count in zip(self.behind, counts)]
         real = [row * width + n for row, count in enumerate(counts) for n in range(count)]
-        if len(real) == width * len(rows):
+        all_real = len(real) == width * len(rows)
+        if self.llama and self.llama.takes(width):
+            return self.llama.logits(*fed, None if all_real else torch.tensor(real))
+        if all_real:
             return self._forward(*fed).flatten(0, 1)
         return logits_of(self.model, real, partial(self._forward, *fed))
 

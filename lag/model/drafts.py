@@ -11,12 +11,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
 from operator import mul
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LONGEST = 4  # tokens of a reply's end that are looked for, and fewer
-MOST = 8  # tokens of a draft
+MOST = 7  # tokens of a draft: with the one before them as many as a product of few tokens takes
 EARLIER = 64  # replies of the run that are looked through
-# Of a forward, in tokens: what it costs besides its tokens, and what each row of it does.
-ON_CPU, ON_GPU, ROW = 16, 256, 1
+PATIENCE, SELDOM = 16, 8  # after so many steps without a draft, one of so many looks for one
+# Measured on an AMD EPYC, one thread: seconds of a layer's calls and of reading a number; and what
+# products of 1, 2, .. tokens take, and of more tokens, in readings of the weights.
+LAYER, NUMBER = 150e-6, 4 / 15e9
+FEW, SEVERAL, MORE = (1.0, 1.0, 1.3, 1.3, 1.6, 2.1, 2.2, 2.3), 2.1, 0.08
+ATTENDED = 0.02  # the same, of a token that looks at a prompt
+ON_GPU = 256  # tokens that cost as much as reading the weights: a guess
 # How often a word goes on as it did elsewhere, by how many words before it agree: to begin with.
 FIRST_GUESS = {1: 0.3, 2: 0.5, 3: 0.7, 4: 0.8}
 MEMORY = 0.98  # what the last guess counts for, when another is known
@@ -57,6 +66,8 @@ class Draft:
     def look(self, most: int) -> None:
         """Find a draft of at most so many tokens: behind the longest end of the reply, its last."""
         self.agreed, self.next = 0, ""
+        if most <= 0:
+            return
         for count in range(min(LONGEST, len(self.reply)), 0, -1):
             end = self.reply[-count:]
             for text in (self.reply, self.sources):
@@ -70,14 +81,38 @@ class Draft:
         self.reply += written(ids)
 
 
-@dataclass(slots=True)
-class Chances:
-    """How often drafts were right, and so how long the next ones are to be.
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a forward costs, in readings of the model's weights; no clock, so that a run repeats.
 
-    fixed: what a forward costs besides its tokens, in tokens.
+    fixed: of any forward, besides its products. token: of each token besides. few: of products of
+    1, 2, .. tokens; several, more: of one of more tokens, and per token.
     """
 
-    fixed: int
+    fixed: float = 0.0
+    token: float = ATTENDED
+    few: tuple[float, ...] = FEW
+    several: float = SEVERAL
+    more: float = MORE
+
+    @classmethod
+    def of(cls, model: "PreTrainedModel") -> "Costs":
+        if model.device.type != "cpu":
+            return cls(0.0, 1 / ON_GPU, (), 1.0, 0.0)
+        layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        return cls(layers * LAYER / (model.num_parameters() * NUMBER))
+
+    def forward(self, tokens: int) -> float:
+        many = tokens > len(self.few)
+        products = self.several + self.more * tokens if many else self.few[tokens - 1]
+        return self.fixed + self.token * tokens + products
+
+
+@dataclass(slots=True)
+class Chances:
+    """How often drafts were right, and so how long the next ones are to be."""
+
+    costs: Costs
     right: dict[int, float] = field(default_factory=FIRST_GUESS.copy)
 
     def learn(self, draft: Draft, token: int) -> None:
@@ -99,10 +134,10 @@ class Chances:
         """
         rows = len(drafts)
         gains = [self.reach(draft) for draft in drafts if draft.agreed]
-        tokens, best, found = float(rows), rows / (self.fixed + rows * (1 + ROW)), 0
+        tokens, best, found = float(rows), rows / self.costs.forward(rows), 0
         for count in range(1, max(map(len, gains), default=0) + 1):
             tokens += sum(gain[count - 1] for gain in gains if len(gain) >= count)
-            rate = tokens / (self.fixed + rows * (1 + ROW + count))
+            rate = tokens / self.costs.forward(rows * (1 + count))
             if rate > best:
                 best, found = rate, count
         return found
@@ -115,9 +150,9 @@ class Drafter:
     end_ids: are never drafted: behind all that comes before, an end is the token that comes anyway.
     """
 
-    def __init__(self, kind: str, device: str, end_ids: frozenset[int] = frozenset()):
-        self.kind, self.end_ids = kind, end_ids
-        self.chances = Chances(ON_CPU if device == "cpu" else ON_GPU)
+    def __init__(self, kind: str, costs: Costs, end_ids: frozenset[int] = frozenset()):
+        self.kind, self.end_ids, self.chances = kind, end_ids, Chances(costs)
+        self.quiet = 0  # steps since a draft was last worth asking for
         self.earlier: deque[str] = deque(maxlen=EARLIER)
 
     def begin(self, prompt: str, texts: Iterable[str]) -> Draft:
@@ -126,9 +161,12 @@ class Drafter:
 
     def propose(self, drafts: Sequence[Draft], room: Sequence[int]) -> list[list[int]]:
         """Tokens that rows probably go on with, at most so many, and none that do not pay."""
+        self.quiet += 1
+        rests = self.quiet > PATIENCE and self.quiet % SELDOM
         for draft, most in zip(drafts, room, strict=True):
-            draft.look(min(most, MOST))
-        length = self.chances.length(drafts)
+            draft.look(0 if rests else min(most, MOST))
+        length = 0 if rests else self.chances.length(drafts)
+        self.quiet = 0 if length else self.quiet
         return [list(takewhile(self._goes_on, map(ord, draft.next[:length]))) for draft in drafts]
 
     def _goes_on(self, id: int) -> bool:

@@ -19,7 +19,7 @@ from lag.kv.forward import UNBOUNDED
 from lag.kv.sequence import ReusedPrefix, SequencePlan
 from lag.model.chat import Pieces
 from lag.model.decoder import Decoder
-from lag.model.drafts import Drafter, written
+from lag.model.drafts import Costs, Drafter, written
 from lag.model.kv_source import KVSource
 from lag.model.loaded import LoadedModel
 from lag.model.request import Item, Request, items, logs_among, refilled, shared, shared_ids
@@ -65,7 +65,7 @@ class Scheduler:
         self.rows: list[Request] = []  # of the decoder; one that ended stays until the next step
         self.mark = 0.0
         self.openings: dict[tuple[Item, ...], ReusedPrefix] = {}
-        self.drafter = Drafter(draft, loaded.model.device.type, loaded.end_ids)
+        self.drafter = Drafter(draft, Costs.of(loaded.model), loaded.end_ids)
 
     def __len__(self) -> int:
         return len(self.waiting) + sum(not request.ended for request in self.rows)

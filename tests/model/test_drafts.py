@@ -1,5 +1,7 @@
 """Drafts change no reply: what is guessed is checked, and what is wrong leaves nothing behind."""
 
+from itertools import pairwise
+
 import families
 import pytest
 import torch
@@ -15,9 +17,11 @@ from lag.model.drafts import (
     FIRST_GUESS,
     LONGEST,
     MOST,
-    ROW,
+    PATIENCE,
+    SELDOM,
     START,
     Chances,
+    Costs,
     Draft,
     Drafter,
     joined,
@@ -27,6 +31,7 @@ from lag.model.request import Request
 from lag.model.sampling import Sampling, choose
 from lag.prompts import Prompt
 
+COSTS = Costs(fixed=0.5)
 IDS = st.lists(st.integers(0, 4), max_size=30)  # few different ones, so that they repeat
 
 
@@ -72,7 +77,7 @@ def test_every_id_of_a_vocabulary_is_a_character(token):
 
 
 def test_drafts_that_are_never_right_are_soon_not_asked_for_and_right_ones_are_again():
-    chances, draft = Chances(fixed=16), Draft(written([1, *range(10, 20)]))
+    chances, draft = Chances(Costs()), Draft(written([1, *range(10, 20)]))
     draft.add([1])
     draft.look(MOST)
     assert draft.agreed == 1
@@ -80,7 +85,7 @@ def test_drafts_that_are_never_right_are_soon_not_asked_for_and_right_ones_are_a
         for _ in range(200):
             chances.learn(draft, token)
         assert bool(chances.length([draft])) == (token == 10)
-    assert Chances(fixed=16).length([Draft(""), Draft("")]) == 0
+    assert Chances(Costs()).length([Draft(""), Draft("")]) == 0
 
 
 @given(
@@ -89,7 +94,7 @@ def test_drafts_that_are_never_right_are_soon_not_asked_for_and_right_ones_are_a
 )
 def test_the_length_is_the_one_that_writes_most_per_cost(shapes, right):
     drafts = [Draft("", agreed=n, next="x" * count * (n > 0)) for n, count in shapes]
-    chances = Chances(16, dict(zip(FIRST_GUESS, right)))
+    chances = Chances(COSTS, dict(zip(FIRST_GUESS, right)))
 
     def rate(count):
         written = len(drafts)
@@ -98,7 +103,7 @@ def test_the_length_is_the_one_that_writes_most_per_cost(shapes, right):
             for place in range(min(count, len(draft.next))):
                 chance *= chances.right[min(draft.agreed + place, LONGEST)]
                 written += chance
-        return written / (16 + len(drafts) * (1 + ROW + count))
+        return written / COSTS.forward(len(drafts) * (1 + count))
 
     longest = max(len(draft.next) for draft in drafts)
     best = max(map(rate, range(longest + 1)))
@@ -107,11 +112,32 @@ def test_the_length_is_the_one_that_writes_most_per_cost(shapes, right):
 
 def test_an_end_is_not_drafted_nor_what_stands_behind_it():
     """It would be one token more of a forward that writes it anyway, and counted as spared."""
-    drafter = Drafter("prompt", "cpu", frozenset([9]))
+    drafter = Drafter("prompt", Costs(), frozenset([9]))
     draft = drafter.begin(written([1, 2, 3, 9, 4, 5]), [])
     for last, expected in ((1, [2, 3]), (3, []), (9, [4, 5])):
         draft.reply = START + written([last])
         assert drafter.propose([draft], [8]) == [expected]
+
+
+def test_a_forward_of_more_tokens_costs_more_and_less_than_as_many_forwards():
+    for costs in (COSTS, Costs(0.0, 1 / 256, (), 1.0, 0.0)):
+        found = [costs.forward(count) for count in range(1, 257)]
+        assert all(a <= b <= a + found[0] for a, b in pairwise(found))
+
+
+def test_who_never_guesses_right_soon_looks_seldom_and_goes_on_learning():
+    """To look costs as much as some layers of a small model."""
+    drafter, looked = Drafter("prompt", Costs()), []
+    draft = drafter.begin(written([1, 2, 3]), [])
+    drafter.chances.right = dict.fromkeys(FIRST_GUESS, 0.0)
+    draft.reply = START + written([1])
+    for _ in range(PATIENCE + 4 * SELDOM):
+        assert drafter.propose([draft], [8]) == [[]]
+        looked.append(draft.agreed > 0)
+    assert all(looked[:PATIENCE]) and sum(looked[PATIENCE:]) == 4
+    drafter.chances.right = dict.fromkeys(FIRST_GUESS, 1.0)
+    assert any(drafter.propose([draft], [8]) != [[]] for _ in range(SELDOM))
+    assert drafter.propose([draft], [8]) == [[2, 3]]
 
 
 # --- what is checked ----------------------------------------------------------------------------
