@@ -42,6 +42,7 @@ format: install
 stress: install
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m stress
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/damage.py
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/same_replies.py
 
 bench: install
 	for name in storage exactness decoding reuse linking upkeep tiers startup agent drafts growing; do \
