@@ -113,6 +113,7 @@ def test_the_length_is_the_one_that_writes_most_per_cost(shapes, right):
 def test_an_end_is_not_drafted_nor_what_stands_behind_it():
     """It would be one token more of a forward that writes it anyway, and counted as spared."""
     drafter = Drafter("prompt", Costs(), frozenset([9]))
+    drafter.chances.right = dict.fromkeys(FIRST_GUESS, 1.0)
     draft = drafter.begin(written([1, 2, 3, 9, 4, 5]), [])
     for last, expected in ((1, [2, 3]), (3, []), (9, [4, 5])):
         draft.reply = START + written([last])
