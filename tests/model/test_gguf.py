@@ -119,7 +119,7 @@ def test_no_advice_for_packed_weights_is_shown(tmp_path, caplog):
         LLM.load(str(tmp_path / "model.gguf"), "bfloat16", "cpu", max_new_tokens=8)
     finally:
         library.disable_propagation()
-    assert "packed" not in caplog.text
+    assert "weights packed" not in caplog.text
 
 
 def test_the_tokenizer_and_template_of_the_file_are_used(tmp_path):
