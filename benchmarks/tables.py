@@ -282,6 +282,23 @@ def real_hidden() -> Table:
     return rows
 
 
+def markers() -> Table:
+    """Per arm the accuracy of each seed; below, what markers change, pooled."""
+    found = read("markers")
+    values = {row["id"]: row["value"] for row in found["measures"]}
+    rows = [["replies", "mean, %", "by seed", "markers minus these, points"]]
+    for n, (arm, seeds) in enumerate(found["timings"]["by_seed"].items()):
+        change = {"none": 0, "random": 1}.get(arm)
+        bounds = [100 * values[f"{end}{change}"] for end in "dlh"] if change is not None else []
+        rows.append([
+            {"none": "without markers", "markers": "with markers", "random": "markers at random"}[arm],
+            f"{100 * values[f'a{n}']:.1f}",
+            ", ".join(f"{100 * share:.1f}" for share in seeds),
+            "{:+.1f} [{:+.1f}, {:+.1f}]".format(*bounds) if bounds else "",
+        ])  # fmt: skip
+    return rows
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "short": short,
     "shipped": shipped,
@@ -293,6 +310,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "speed": speed,
     "linking": linking,
     "linked-answers": linked_answers,
+    "markers": markers,
     "made": made,
 }
 if (RESULTS / "real.json").is_file():  # what `make real` measures
