@@ -299,6 +299,33 @@ def markers() -> Table:
     return rows
 
 
+def step_limit() -> Table:
+    """The shipped world with eight steps: EM, also by hops, and what logs change."""
+    found, order = read("step_limit")["runs"], ("base", "log_text", "log_kv")
+    hops = [*found["base"]["em_by_hops"]]
+    rows = [
+        ["mode", "EM", "EM to `base`", *(f"{n} hops" for n in hops), "steps", "steps to `base`"]
+    ]
+    for name in order:
+        one = found[name]
+        changes = [
+            spanned(one[f"{what}_to_base"], scale) for what, scale in (("em", 100), ("steps", 1))
+        ]
+        em, steps = changes if name != "base" else ("", "")
+        by = [f"{100 * one['em_by_hops'][n]:.1f}" for n in hops]
+        level = spanned(one["em"], 100, "")
+        rows.append([f"`{name}`", level, em, *by, f"{one['steps']['value']:.2f}", steps])
+    return rows
+
+
+def spanned(estimate: dict[str, Any], scale: float, sign: str = "+") -> str:
+    """A value with its interval."""
+    bounds = estimate["interval"] or {}
+    form = f"{sign}.{1 if scale == 100 else 2}f"
+    low, high = (f"{scale * bounds[end]:{form}}" if bounds else "" for end in ("low", "high"))
+    return f"{scale * estimate['value']:{form}}" + (f" [{low}, {high}]" if bounds else "")
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "short": short,
     "shipped": shipped,
@@ -311,6 +338,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "linking": linking,
     "linked-answers": linked_answers,
     "markers": markers,
+    "step-limit": step_limit,
     "made": made,
 }
 if (RESULTS / "real.json").is_file():  # what `make real` measures
