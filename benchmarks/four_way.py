@@ -139,11 +139,14 @@ def follow(plan: Plan, do: Callable[[Command], None], dry: bool) -> None:
         do(plan.merging())
     for seed in range(1, plan.args.few_orders + 1) if places else ():
         for first, last in zip(places, [*places[1:], None]):
+            after = first >= plan.args.questions
+            if after and seed > 1:
+                continue  # it answers nothing, and the first order's has seen the same questions
             if not dry:
                 plan.seen_so_far(seed, first)
             if dry or not (plan.adapter(seed, first) / "lag.json").exists():
                 do(plan.training(seed, first))
-            if first < plan.args.questions:
+            if not after:
                 do(plan.weights(seed, first, last))
 
 

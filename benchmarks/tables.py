@@ -233,6 +233,12 @@ def real() -> Table:
     return rows
 
 
+def real_short() -> Table:
+    """What the README shows of it: the unseen questions, in few columns."""
+    kept = (1, 2, 3, 5, 7, 9, 11)
+    return [[row[n] for n in kept] for row in real() if row[0] in ("split", "unseen")]
+
+
 def real_limits() -> Table:
     """What so few questions with so little overlap can say."""
     found = read("real")
@@ -276,6 +282,50 @@ def real_hidden() -> Table:
     return rows
 
 
+def markers() -> Table:
+    """Per arm the accuracy of each seed; below, what markers change, pooled."""
+    found = read("markers")
+    values = {row["id"]: row["value"] for row in found["measures"]}
+    rows = [["replies", "mean, %", "by seed", "markers minus these, points"]]
+    for n, (arm, seeds) in enumerate(found["timings"]["by_seed"].items()):
+        change = {"none": 0, "random": 1}.get(arm)
+        bounds = [100 * values[f"{end}{change}"] for end in "dlh"] if change is not None else []
+        rows.append([
+            {"none": "without markers", "markers": "with markers", "random": "markers at random"}[arm],
+            f"{100 * values[f'a{n}']:.1f}",
+            ", ".join(f"{100 * share:.1f}" for share in seeds),
+            "{:+.1f} [{:+.1f}, {:+.1f}]".format(*bounds) if bounds else "",
+        ])  # fmt: skip
+    return rows
+
+
+def step_limit() -> Table:
+    """The shipped world with eight steps: EM, also by hops, and what logs change."""
+    found, order = read("step_limit")["runs"], ("base", "log_text", "log_kv")
+    hops = [*found["base"]["em_by_hops"]]
+    rows = [
+        ["mode", "EM", "EM to `base`", *(f"{n} hops" for n in hops), "steps", "steps to `base`"]
+    ]
+    for name in order:
+        one = found[name]
+        changes = [
+            spanned(one[f"{what}_to_base"], scale) for what, scale in (("em", 100), ("steps", 1))
+        ]
+        em, steps = changes if name != "base" else ("", "")
+        by = [f"{100 * one['em_by_hops'][n]:.1f}" for n in hops]
+        level = spanned(one["em"], 100, "")
+        rows.append([f"`{name}`", level, em, *by, f"{one['steps']['value']:.2f}", steps])
+    return rows
+
+
+def spanned(estimate: dict[str, Any], scale: float, sign: str = "+") -> str:
+    """A value with its interval."""
+    bounds = estimate["interval"] or {}
+    form = f"{sign}.{1 if scale == 100 else 2}f"
+    low, high = (f"{scale * bounds[end]:{form}}" if bounds else "" for end in ("low", "high"))
+    return f"{scale * estimate['value']:{form}}" + (f" [{low}, {high}]" if bounds else "")
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "short": short,
     "shipped": shipped,
@@ -287,10 +337,12 @@ TABLES: dict[str, Callable[[], Table]] = {
     "speed": speed,
     "linking": linking,
     "linked-answers": linked_answers,
+    "markers": markers,
+    "step-limit": step_limit,
     "made": made,
 }
 if (RESULTS / "real.json").is_file():  # what `make real` measures
-    TABLES |= {"real": real, "real-limits": real_limits}
+    TABLES |= {"real": real, "real-short": real_short, "real-limits": real_limits}
 if (RESULTS / "real_exactness.json").is_file():
     TABLES |= {"real-exactness": real_exactness}
 if (RESULTS / "real_hidden.json").is_file():

@@ -43,6 +43,14 @@ def test_every_command_is_one(words, capsys):
     assert "log_playbook_s2_grow4_o3" in named and "log_playbook_s2_grow4_o4" not in named
 
 
+def test_an_adapter_that_answers_nothing_is_trained_once(words, capsys):
+    """At the end of the stream every order has seen the same questions."""
+    assert four_way.main([*words, "--adapters", "4,10", "--dry-run"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    trained = [line for line in lines if line.startswith("python train.py sft")]
+    assert [line.count("_10 ") for line in trained] == [0, 1, 0, 0]
+
+
 def test_a_small_run_ends_in_a_table_and_goes_on_where_it_was_stopped(words, small_data, capsys):
     short = [*words, "--adapters", "", "--orders", "2", "--few-orders", "1"]
     assert four_way.main(short, ScriptedLLM(small.stepwise)) == 0
