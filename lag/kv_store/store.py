@@ -16,6 +16,7 @@ from lag.kv.quantize import KV_FORMATS, as_read, pack
 from lag.kv.span import KVSpan, Pair
 from lag.kv_store.budgets import DiskBudget, SpanCache
 from lag.kv_store.fingerprint import LAYOUT_VERSION, difference
+from lag.kv_store.read_memory import ReadMemory
 from lag.kv_store.span_file import Damaged, read_span, span_bytes
 from lag.paths import Strategy
 
@@ -77,7 +78,7 @@ class KVStore:
         self.temporary = self.root / "temporary"
         self.identity = identity_of(fingerprint, strategy)
         self.span_cache, self.disk = span_cache or SpanCache(), disk or DiskBudget(folder)
-        self.uses_files, self.writable = uses_files, False
+        self.uses_files, self.writable, self.memory = uses_files, False, ReadMemory()
         self.counts = dict.fromkeys(COUNTS, 0)
         _check_made_by(self.root / "fingerprint.json", fingerprint)
 
@@ -142,7 +143,7 @@ class KVStore:
         try:
             if not self.uses_files:
                 return None
-            span = read_span(path, *pair, self.identity, self.kv_format)
+            span = read_span(path, *pair, self.identity, self.kv_format, self.memory)
         except FileNotFoundError:
             return None
         except (Damaged, OSError) as error:
