@@ -74,10 +74,24 @@ def read_span(
         FileNotFoundError: there is none.
         Damaged: it does not hold these tokens' span under this identity, bit for bit.
     """
-    header, tensors = _verified(read_whole(path), identity)
-    if tensors["after"].tolist() != list(after) or tensors["keep"].tolist() != list(keep):
+    pair, span = read_any_span(path, identity, kv_format)
+    if pair != (tuple(after), tuple(keep)):
         raise Damaged("it was made from other tokens")
-    return unpack(tensors, tuple(keep), header["num_layers"], DTYPES[header["of"]], kv_format)
+    return span
+
+
+def read_any_span(
+    path: Path, identity: dict[str, str], kv_format: KVFormat
+) -> tuple[Pair, KVSpan]:
+    """Read one file; return the token ids (after, keep) that it was made from, and its span.
+
+    Raises:
+        FileNotFoundError, Damaged: as `read_span`.
+    """
+    header, tensors = _verified(read_whole(path), identity)
+    after, keep = (tuple(tensors[name].tolist()) for name in ("after", "keep"))
+    span = unpack(tensors, keep, header["num_layers"], DTYPES[header["of"]], kv_format)
+    return (after, keep), span
 
 
 def verify(path: Path, identity: dict[str, str]) -> Pair:
