@@ -136,7 +136,9 @@ class LagConnector(KVConnectorBase_V1):
             ended.add(placed.load.request)
             if reason:
                 failed.add(placed.load.request)
-                self.failed |= {placed.load.request: reason} if placed.reason or placed.layers else {}
+                self.failed |= (
+                    {placed.load.request: reason} if placed.reason or placed.layers else {}
+                )
         return KVConnectorTransferResults(finished_recving=ended, failed_recving=failed)
 
     def _write(self, placed: Placed) -> str:

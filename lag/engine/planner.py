@@ -20,14 +20,17 @@ REMEMBERED = 4096  # reasons; the oldest goes first
 class Admitted:
     """A request that names something of ours, until it ends.
 
-    refusal: why it is to fail; empty if it is not. cached, loaded: tokens of its prompt that the
-    engine had, and that were loaded from spans.
+    refusal: why it is to fail; empty if it is not.
+    seen: tokens of its prompt that the engine has, as last told.
+    cached, loaded: those that it had when it began, and those that were loaded from spans.
     """
 
     asked: Asked
     refusal: str = ""
+    seen: int = 0
     cached: int = 0
     loaded: int = 0
+    begun: bool = False
 
     @property
     def wanted(self) -> int:
@@ -85,18 +88,21 @@ class Planner:
         found = self.requests.get(id)
         if found is None:
             return 0
-        found.cached = cached
+        found.seen = cached
         return max(0, found.wanted - cached)
 
     def plan(self, request: Any, blocks: list[int], num_tokens: int) -> None:
         """Order the load of a request that has its blocks."""
         found = self.requests.get(request.request_id)
-        if found is None or num_tokens <= 0:
+        if found is None:
+            return
+        if not found.begun:  # one that was interrupted begins again; that is not its client's
+            found.begun, found.cached, found.loaded = True, found.seen, num_tokens
+        if num_tokens <= 0:
             return
         if found.refusal:
             self.refused.append(request.request_id)
             return
-        found.loaded = num_tokens
         asked = found.asked
         ids = tuple(request.prompt_token_ids[: asked.num_tokens])
         start = asked.num_tokens - num_tokens

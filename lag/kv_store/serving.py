@@ -131,6 +131,8 @@ def checkpoint_digest(folder: Path) -> str:
     """
     weights = sorted(Path(folder).glob("*.safetensors"))
     if not weights:
-        raise ValueError(f"{folder} holds no *.safetensors; expected a folder as train.py export writes")
+        raise ValueError(
+            f"{folder} holds no *.safetensors; expected a folder as train.py export writes"
+        )
     beside = [Path(folder) / name for name in BESIDE if (Path(folder) / name).is_file()]
     return digest_of([[path.name, file_digest(path)] for path in [*beside, *weights]], 24)

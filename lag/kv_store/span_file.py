@@ -80,9 +80,7 @@ def read_span(
     return span
 
 
-def read_any_span(
-    path: Path, identity: dict[str, str], kv_format: KVFormat
-) -> tuple[Pair, KVSpan]:
+def read_any_span(path: Path, identity: dict[str, str], kv_format: KVFormat) -> tuple[Pair, KVSpan]:
     """Read one file; return the token ids (after, keep) that it was made from, and its span.
 
     Raises:

@@ -127,7 +127,7 @@ class Endpoint:
         return {"digest": f"served as {self.name}"}
 
     def open_store(self, folder: Path, mode: Mode) -> None:
-        raise ValueError(f"{mode.name} needs keys and values in this process; use --provider hf")
+        raise ValueError(f"{mode.name} needs keys and values; use --provider hf or vllm")
 
     def can_be_encoded(self, note: Note) -> bool:
         return not note.kv
