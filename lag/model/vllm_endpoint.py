@@ -8,22 +8,19 @@ by a model in this process before anything is sent, and what the server says it 
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from lag.http import Client, GivenUp, HttpError, Refused, Transient
 from lag.json_checks import clip
-from lag.kv.span import KVSpan, Pair
-from lag.kv_store.budgets import DiskBudget
-from lag.kv_store.fingerprint import difference
+from lag.kv.span import Pair
+from lag.kv_store.filling import Encoder, FilledStore
+from lag.kv_store.fingerprint import tokenizer_digest
 from lag.kv_store.store import KVStore
 from lag.model.chat import Chat, Pieces, kv_pairs
 from lag.model.openai_endpoint import HOPELESS, Endpoint, stated
 from lag.modes import Mode
-from lag.paths import Strategy
 from lag.prompts import Note, Prompt
 from lag.records import Counts, Reply
 
@@ -36,54 +33,9 @@ NAME = "lag"  # of our parameters in a request, and of what a reply says of them
 CONFIG = (
     'start it with --kv-transfer-config "$(python serve.py --vllm-config -d DATASET --model M)"'
 )
+SHARED = ("model", "stream", "temperature", "seed")  # of a chat's request
 # What a checkpoint's generation_config.json would set; in this process none of it is read.
 PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-
-
-@dataclass(slots=True)
-class Encoder:
-    """A model in this process that makes missing KV; loaded when the first log needs it.
-
-    load: makes it, in a dtype. command: what makes the KV otherwise. name: of the model.
-    """
-
-    load: Callable[[str], Any]
-    command: str
-    name: str
-    llm: Any = None
-
-    def encode(
-        self, store: KVStore, folder: Path, mode: Mode, pairs: Sequence[Pair]
-    ) -> list[KVSpan]:
-        """
-        Raises:
-            ValueError: it cannot be loaded, or is not the model that is served.
-        """
-        if self.llm is None:
-            dtype = store.fingerprint["dtype"]
-            logger.info("logs without KV: loading %s here to encode them", self.name)
-            try:
-                self.llm = self.load(dtype)
-            except (ValueError, OSError) as error:
-                command = f"run: python {self.command} -m {mode.name} --model M --dtype {dtype}"
-                raise ValueError(
-                    f"a log has no KV, and no model to encode it: {error}; {command}"
-                ) from error
-        if different := difference(self.llm.fingerprint(folder), store.fingerprint):
-            raise ValueError(
-                f"a log has no KV, and {self.name} is not the model that is served: another "
-                f"{', '.join(different)}; give --tokenizer, the folder of the served model"
-            )
-        self.llm.open_store(folder, mode)
-        return self.llm.kv.encode(pairs)
-
-
-@dataclass(slots=True)
-class Opened:
-    """The store of a KV mode; one thread at a time uses it."""
-
-    store: KVStore
-    lock: Lock = field(default_factory=Lock)
 
 
 class VllmEndpoint(Endpoint):
@@ -111,7 +63,7 @@ class VllmEndpoint(Endpoint):
         self.chat = Chat(tokenizer, layout)
         self.encoder, self.kv_dtype, self.kv_disk = encoder, kv_dtype, kv_disk
         self.end_id = tokenizer.eos_token_id
-        self.opened: Opened | None = None
+        self.filled: FilledStore | None = None
         self.room = min(self.room, self.served_length() - self.max_new_tokens)
         if self.room <= 0:
             raise ValueError(
@@ -119,6 +71,12 @@ class VllmEndpoint(Endpoint):
                 f"{self.room + self.max_new_tokens} tokens that are served"
             )
         self.about = self.ask_about()
+        made_by = self.about.get("fingerprint", {}).get("tokenizer")
+        if made_by and made_by != tokenizer_digest(tokenizer):
+            raise GivenUp(
+                f"the tokenizer here is not the one of the served {name}; give --tokenizer, the "
+                "folder of the served model"
+            )
 
     def served_length(self) -> int:
         """How many tokens the server lets a sequence have.
@@ -162,15 +120,12 @@ class VllmEndpoint(Endpoint):
         if not self.about:
             raise GivenUp(f"{self.base_url} takes no KV of logs; {CONFIG}")
 
-        def encode(pairs: Sequence[Pair]) -> list[KVSpan]:
-            return self.encoder.encode(store, folder, mode, pairs)
-
-        disk = DiskBudget(folder, self.kv_disk)
-        kind = Strategy(mode.name, 0, self.kv_dtype)
-        store = KVStore(folder, self.about["fingerprint"], kind, encode, disk=disk)
-        self.opened = Opened(store)
+        fingerprint, kv_disk = self.about["fingerprint"], self.kv_disk
+        self.filled = FilledStore.open(
+            folder, fingerprint, mode, self.kv_dtype, kv_disk, self.encoder
+        )
         self.room = min(self.room, self.about["max_length"] - self.max_new_tokens)
-        return store
+        return self.filled.store
 
     def can_be_encoded(self, note: Note) -> bool:
         length = sum(map(len, self.chat.note_ids(note)))
@@ -178,51 +133,20 @@ class VllmEndpoint(Endpoint):
 
     def make_kv(self, notes: Sequence[Note]) -> int:
         """Store the KV of notes that are going to enter; returns of how many it was made."""
-        return self.made([self.chat.note_ids(n) for n in notes if self.can_be_encoded(n)]).count(
-            "encoded"
-        )
-
-    def made(self, pairs: Sequence[Pair]) -> tuple[str, ...]:
-        """See that every log has a file; returns of each `kv`, or `encoded` if it had none.
-
-        Raises:
-            ValueError, OSError: it has none, and none could be made.
-        """
-        if not pairs:
-            return ()
-        with self.opened.lock:
-            return tuple(self._made(pair) for pair in pairs)
-
-    def _made(self, pair: Pair) -> str:
-        store = self.opened.store
-        if store.claim(*pair):
-            store.counts["hits"] += 1
-            return "kv"
-        (fetched,) = store.fetch([pair])
-        if not store.has(*pair):
-            raise OSError(
-                f"KV of a log could not be stored in {store.folder}; see the warning above"
-            )
-        return fetched.source
-
-    def mended(self, pairs: Sequence[Pair]) -> bool:
-        """Read these files here; whether one was damaged, and was made again."""
-        with self.opened.lock:
-            before = self.opened.store.counts["encoded"]
-            self.opened.store.fetch(pairs)
-            return self.opened.store.counts["encoded"] > before
+        pairs = [self.chat.note_ids(note) for note in notes if self.can_be_encoded(note)]
+        return self.filled.fill(pairs).count("encoded")
 
     def reply(self, prompt: Prompt) -> Reply:
         start = time.perf_counter()
         pieces = self.chat.encode(prompt)
         pairs = kv_pairs(prompt, pieces)
-        made = iter(self.made(pairs))
+        made = iter(self.filled.fill(pairs) if pairs else ())
         stored = time.perf_counter()
         body = self.body_of(prompt, pieces, pairs)
         try:
             answer = self.completion(body)
         except Refused:
-            if not pairs or not self.mended(pairs):
+            if not pairs or not self.filled.mend(pairs):
                 raise
             answer = self.completion(body)
         seconds = {"store": stored - start, "decode": time.perf_counter() - stored}
@@ -252,7 +176,7 @@ class VllmEndpoint(Endpoint):
         return []  # prompts are sent as token ids
 
     def spans(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        store = self.opened.store
+        store = self.filled.store
         names = [{"key": store.key(*pair), "length": len(pair[1])} for pair in pairs]
         said = {"strategy": store.identity["strategy"], "spans": names}
         return said | {"fingerprint": store.fingerprint["digest"]}
@@ -293,7 +217,7 @@ class VllmEndpoint(Endpoint):
 
     def stats(self) -> dict[str, Counts]:
         found = super().stats()
-        return found | {"kv": dict(self.opened.store.counts) if self.opened else {}}
+        return found | {"kv": dict(self.filled.store.counts) if self.filled else {}}
 
     def completion(self, body: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request with token ids; a failure that vLLM does not explain is asked for.
@@ -333,9 +257,6 @@ class VllmEndpoint(Endpoint):
         params = {"kv_transfer_params": {NAME: asked}}
         shape = {"model": self.name, "prompt": [0], "max_tokens": 1, "temperature": 0}
         return shape | {"return_token_ids": True} | params
-
-
-SHARED = ("model", "stream", "temperature", "seed")
 
 
 def told(answer: dict[str, Any]) -> dict[str, Any]:
