@@ -137,11 +137,12 @@ class Outcome:
 
 
 class Engine:
-    """One request at a time, every block taken once; safe to use from threads."""
+    """One request at a time, in blocks that it has alone; safe to use from threads."""
 
     def __init__(self, module: types.ModuleType, config: Any, blocks: int = 4096):
         self.scheduler = module.LagConnector(config, Role.SCHEDULER, None)
         self.worker = module.LagConnector(config, Role.WORKER, None)
+        self.blocks = blocks
         shapes, slots = self.worker.loader.serving.shapes, blocks * BLOCK
         self.layers = [Layer(*shape, slots) for shape in shapes]
         known = config.compilation_config.static_forward_context
@@ -149,7 +150,7 @@ class Engine:
         self.worker.register_kv_caches(dict.fromkeys(reversed(list(known))))
         self.cached: dict[Any, int] = {}
         self.next_block = self.number = 0
-        self.lock = threading.Lock()
+        self.lock, self.reasons = threading.Lock(), None
 
     def ask(self, ids: Sequence[int], params: Any = None, **more: Any) -> Outcome:
         with self.lock:
@@ -192,13 +193,14 @@ class Engine:
 
     def _new_blocks(self, request: Request, have: int) -> list[int]:
         count = -(-request.num_prompt_tokens // BLOCK) - have
+        if self.next_block + count > self.blocks:
+            self.next_block, self.cached = 0, {}
         self.next_block += count
         order = range(self.next_block - 1, self.next_block - 1 - count, -1)  # not in a row
         return list(order)
 
     def _transferred(self, request: Request) -> bool:
         """Steps until the load has ended; whether it went well."""
-        self.reasons = None
         for _ in range(10_000):
             step = SimpleNamespace(total_num_scheduled_tokens=0)
             self.worker.bind_connector_metadata(self.scheduler.build_connector_meta(step))
@@ -211,5 +213,6 @@ class Engine:
 
     def note(self) -> None:
         """vLLM ends a failed request before it hands on what the worker says of it."""
-        told = SimpleNamespace(kv_connector_worker_meta=getattr(self, "reasons", None))
+        told = SimpleNamespace(kv_connector_worker_meta=self.reasons)
         self.scheduler.update_connector_output(told)
+        self.reasons = None

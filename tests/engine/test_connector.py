@@ -13,6 +13,7 @@ import torch
 
 from lag.engine.transfer_config import transfer_config
 from lag.kv_store import serving
+from lag.kv_store.budgets import KVBudget
 from lag.model.llm import LLM
 from lag.modes import MODES
 
@@ -29,7 +30,8 @@ def module():
 @pytest.fixture(scope="module")
 def llms(tiny_folder):
     return {
-        kind: LLM.load(str(tiny_folder), kv_dtype=kind) for kind in ("auto", "bf16", "int8", "int4")
+        kind: LLM.load(str(tiny_folder), kv_dtype=kind, keeping=KVBudget(memory=0))
+        for kind in ("auto", "bf16", "int8", "int4")
     }
 
 
@@ -155,12 +157,12 @@ def foreign(path):
 
 
 def of_another_model(path):
-    path.write_bytes(path.read_bytes().replace(b'"model":"llama"', b'"model":"mamba"'))
+    path.write_bytes(path.read_bytes().replace(b"llama", b"mamba"))
 
 
 BROKEN = {
     Path.unlink: "is not in the store; run store_log_kv.py",
-    damaged: "is damaged: the checksum of v2 does not match",
+    damaged: "is damaged: the checksum of keep does not match",
     truncated: "is damaged: it holds",
     foreign: "is another log's file under this name",
     of_another_model: "is damaged: ",
