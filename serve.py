@@ -4,7 +4,12 @@ starts vLLM with the KV of a data set's logs.
 python serve.py -d wikihop                                  # the vectors that embed.py made
 python serve.py -d wikihop --retriever bm25 --port 9000     # words only, no model
 python agentic.py -d wikihop -m base --retriever http --retriever-url http://127.0.0.1:8000
-python serve.py --vllm-config -d wikihop --model M          # for vLLM's --kv-transfer-config
+
+python -m vllm.entrypoints.openai.api_server --model M --dtype float32 \\
+    --kv-transfer-config "$(python serve.py --vllm-config -d wikihop --model M --dtype float32)"
+python agentic.py -d wikihop -m log_kv --provider vllm --base-url http://127.0.0.1:8000/v1 --model M
+
+vLLM is started in this folder, with the python of an environment of its own that has xxhash too.
 
 GET /api/search?query=WORDS&k=3                {"topk": [{"text": "Title | body", ..}]}
 POST /retrieve {"queries": [..], "topk": 3}    {"result": [[{"document": {..}, "score": ..}]]}

@@ -33,6 +33,7 @@ from measure import Measure
 
 import agentic
 import embed
+import store_log_kv
 from lag import trace_files
 from lag.miniwiki.world import generate
 from lag.model.llm import LLM
@@ -85,6 +86,14 @@ class Bench:
         summary = json.loads(out.getvalue().splitlines()[-1])
         return seconds, trace_files.read_parts(Path(summary["run"]))
 
+    def store(self, mode: str) -> None:
+        """Make the KV of all logs."""
+        here = ["-d", self.dataset, "--data", str(self.data), "--model", self.model, "-m", mode]
+        here += ["--device", "cpu", "--dtype", self.dtype]
+        at = self.flags.index("--log-store") if "--log-store" in self.flags else None
+        with contextlib.redirect_stdout(io.StringIO()):
+            store_log_kv.main([*here, *(self.flags[at : at + 2] if at is not None else ())])
+
     def body(self, prompt: Prompt, **more: Any) -> dict[str, Any]:
         """A request with the names of its spans, whose files are there."""
         pieces, store = self.llm.chat.encode(prompt), self.llm.kv.store
@@ -131,7 +140,7 @@ def runs(bench: Bench, server: EngineServer, limit: int, modes: Sequence[str]) -
     scope = ("--split", "test", "--limit", str(limit))
     for mode in modes:
         if MODES[mode].enters == "kv":
-            bench.run(mode, *scope, "--run", f"warm-{mode}")
+            bench.store(mode)
         mine, here = bench.run(mode, *scope)
         theirs, rows = bench.run(mode, *scope, *there)
         equal, total = equal_replies(here, rows)
@@ -157,8 +166,9 @@ def log_probability_error(bench: Bench, server: EngineServer, prompts: Sequence[
     from lag.model.decoder import Decoder
 
     worst = 0.0
-    for prompt in prompts:
-        choice = server.ask(bench.body(prompt, logprobs=0))[1]["choices"][0]
+    bodies = [bench.body(prompt, logprobs=0) for prompt in prompts]
+    for prompt, (_, answer) in zip(prompts, asked(server, bodies, 8)):
+        choice = answer["choices"][0]
         plans, _ = bench.llm.kv.place([prompt], [bench.llm.chat.encode(prompt)])
         decoder = Decoder(bench.llm.model, bench.llm.kv.rotator)
         with torch.inference_mode():

@@ -24,7 +24,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from lag.engine.asked import Load
 from lag.engine.loads import Placed, SpanLoader
 from lag.engine.planner import Planner
-from lag.engine.startup import check_engine, check_model, read_start
+from lag.engine.startup import check_engine, check_model, read_start, untested
 
 logger = logging.getLogger(__name__)
 PAUSE = 0.005  # seconds that a step waits for a load where it has nothing else to do
@@ -110,6 +110,8 @@ class LagConnector(KVConnectorBase_V1):
             ValueError: the engine's layers are not those of the spans.
         """
         known = self._vllm_config.compilation_config.static_forward_context
+        for what in untested(self._vllm_config, kv_caches):
+            logger.warning("log KV is untested with %s: compare with benchmarks/serving.py", what)
         names = sorted(kv_caches, key=lambda name: int(NUMBER.search(name)[1]))
         self.layers = [known[name] for name in names]
         shapes = tuple((layer.num_kv_heads, layer.head_size) for layer in self.layers)

@@ -62,6 +62,7 @@ class SpanLoader:
         self.room = Condition()
         self.pool = ThreadPoolExecutor(1, "lag-spans")
         self.ready: SimpleQueue[Placed] = SimpleQueue()
+        self.closed = False
         self.open = 0  # loads that were ordered and not taken
 
     def submit(self, load: Load) -> None:
@@ -92,6 +93,9 @@ class SpanLoader:
             self.room.notify()
 
     def close(self) -> None:
+        with self.room:
+            self.closed = True
+            self.room.notify_all()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def _size(self, load: Load) -> int:
@@ -113,7 +117,7 @@ class SpanLoader:
                 "holds for loads; raise `waiting` in the --kv-transfer-config"
             )
         with self.room:
-            self.room.wait_for(lambda: self.in_memory + size <= self.waiting)
+            self.room.wait_for(lambda: self.closed or self.in_memory + size <= self.waiting)
             self.in_memory += size
         try:
             with torch.inference_mode():

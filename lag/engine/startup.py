@@ -105,6 +105,14 @@ def check_engine(version: str, config: Any, kv_cache_config: Any) -> None:
         raise ValueError(f"log KV is not tested with {groups} KV cache groups; use a text mode")
 
 
+def untested(config: Any, kv_caches: dict[str, Any]) -> list[str]:
+    """What is served all the same, and said: it changes who computes, not what is written where."""
+    devices = {str(cache.device) for cache in kv_caches.values() if cache is not None}
+    found = sorted(devices - {"cpu"})
+    eager = getattr(config.model_config, "enforce_eager", True)
+    return [f"KV on {device}" for device in found] + ([] if eager else ["compiled layers"])
+
+
 def read_start(settings: dict[str, Any]) -> Start:
     """What `kv_connector_extra_config` names.
 

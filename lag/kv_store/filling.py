@@ -32,6 +32,7 @@ class Encoder:
     command: str
     name: str
     llm: Any = None
+    mode: str = ""  # that its store was opened for
 
     def encode(
         self, store: KVStore, folder: Path, mode: Mode, pairs: Sequence[Pair]
@@ -42,13 +43,18 @@ class Encoder:
         """
         if self.llm is None:
             self.llm = self._loaded(store.fingerprint["dtype"], mode)
+        if self.mode != mode.name:
+            self._open(store, folder, mode)
+        return self.llm.kv.encode(pairs)
+
+    def _open(self, store: KVStore, folder: Path, mode: Mode) -> None:
         if different := difference(self.llm.fingerprint(folder), store.fingerprint):
             raise ValueError(
                 f"a log has no KV, and {self.name} is not the model that is served: another "
                 f"{', '.join(different)}; give --tokenizer, the folder of the served model"
             )
         self.llm.open_store(folder, mode)
-        return self.llm.kv.encode(pairs)
+        self.mode = mode.name
 
     def _loaded(self, dtype: str, mode: Mode) -> Any:
         logger.info("logs without KV: loading %s here to encode them", self.name)

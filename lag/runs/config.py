@@ -291,7 +291,7 @@ class RunConfig:
     provider: str = row("a server", "a model in this process, any OpenAI-compatible server, or vLLM with KV of logs (serve.py --vllm-config)", choices=tuple(PROVIDERS), default=DEFAULT_PROVIDER, named="{}")
     base_url: str | None = row("a server", "where the server's API begins; a key is read from OPENAI_API_KEY alone", str, "URL", usual="the environment's OPENAI_BASE_URL", unread=by_server)
     timeout: float = row("a server", "seconds that the server has for a reply", real(0.01), "S", 120.0, unread=by_server)
-    tokenizer: str | None = row("a server", "the served model's tokenizer, folder or hub name: lets prompts be counted and shortened before they are sent", str, "NAME", unread=by_server)
+    tokenizer: str | None = row("a server", "the served model's tokenizer, folder or hub name: lets prompts be counted and shortened before they are sent", str, "NAME", usual="with vllm --model", unread=by_server)
 
     solver: str = row("the loop", f"how a question is answered, a comma list runs several: {', '.join(SOLVERS)}", names(SOLVERS, "solver"), "NAME", DEFAULT_SOLVER, named="{}")
     retriever: str = row("the loop", "how documents are found; logs are always found by the embedder", choices=tuple(RETRIEVERS), default=DEFAULT_RETRIEVER, named="{}", unread=by_found_documents)
