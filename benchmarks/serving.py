@@ -35,6 +35,7 @@ import agentic
 import embed
 import store_log_kv
 from lag import trace_files
+from lag.files import read_json
 from lag.miniwiki.world import generate
 from lag.model.llm import LLM
 from lag.model.request import items
@@ -44,6 +45,7 @@ from lag.records import Document
 
 TEXT = ("the", "founder", "of", "Alrik", "is", "Lorlim", "and", "the", "teacher", "of", "Crea")
 MODE = MODES["log_kv_last_action"]  # of the prompts that this file makes itself
+PARTS = ("runs", "log_probability_error", "twins", "lengths", "failures", "leaving", "interrupted")
 RUN_MODES = ("base", "log_text", "log_kv", "log_kv_last_action")
 NEW_TOKENS = 48
 LOG_TOKENS, NUM_LOGS, PROMPT_TOKENS = 400, 3, 100  # of what V8 times
@@ -113,8 +115,9 @@ class Bench:
         return self.llm.chat.text([id for id in ids if id not in self.llm.end_ids])
 
     def expected(self, prompts: Sequence[Prompt]) -> list[str]:
-        """What this process says to each, alone."""
-        return [self.llm.generate([prompt])[0].text for prompt in prompts]
+        """What this process says to each, 16 at a time."""
+        groups = (prompts[start : start + 16] for start in range(0, len(prompts), 16))
+        return [reply.text for group in groups for reply in self.llm.generate(group)]
 
 
 def asked(server: EngineServer, bodies: Sequence[dict], at_once: int) -> list[tuple[int, dict]]:
@@ -197,6 +200,7 @@ def twins(bench: Bench, server: EngineServer, count: int) -> dict[str, int]:
     for name, at_once in (("wrong", 32), ("wrong_again", 32), ("wrong_8_at_once", 8)):
         found = [bench.text(one) for one in asked(server, bodies, at_once)]
         told[name] = sum(a != b for a, b in zip(found, want))
+    told["tokens_from_prefix_cache"] = int(server.metric("vllm:prefix_cache_hits_total"))
     return told
 
 
@@ -420,22 +424,41 @@ def embedded(args: argparse.Namespace, data: Path) -> tuple[list[Measure], dict[
         ignore=shutil.ignore_patterns("kv", "preds"),
     )
     bench = Bench(data, "miniwiki", "data/miniwiki/model", "auto")
-    embed.main(["-d", "miniwiki", "--data", str(data)])
-    base = ("--split", "train", "--limit", str(args.logs))
-    bench.run("base", *base)
-    agentic.main(
-        ["-d", "miniwiki", "--data", str(data), "-m", "base", *base, "--merge", "--as-log"]
-    )
-    with bench.server() as server:
-        told = {"runs": runs(bench, server, args.questions, RUN_MODES)}
-        prompts = [prompt_of(case, "kv") for case in cases(generate(2101), 40)]
-        told["log_probability_error"] = log_probability_error(bench, server, prompts)
-        told["twins"] = twins(bench, server, args.twins)
-        told["lengths"] = lengths(bench, server, 256)
-        told["failures"] = failures(bench, server, args.rounds)
-        told["leaving"] = leaving(bench, server, args.leaving)
-    told["interrupted"] = interrupted(bench, 16)
+    told = read_json(args.out)["timings"] if args.again else {}
+    wanted = {*(args.again or PARTS)}
+    if "runs" in wanted:
+        make_logs(bench, args.logs)
+    if wanted & {"runs", "log_probability_error", "lengths", "failures", "leaving"}:
+        with bench.server() as server:
+            told |= in_large_blocks(bench, server, args, wanted)
+    if "twins" in wanted:  # in blocks so small that the same words fill some of them
+        with bench.server("--block-size", "32") as server:
+            told["twins"] = twins(bench, server, args.twins)
+    if "interrupted" in wanted:
+        told["interrupted"] = interrupted(bench, 16)
     return exactness_rows(told), told
+
+
+def make_logs(bench: Bench, count: int) -> None:
+    embed.main(["-d", "miniwiki", "--data", str(bench.data)])
+    base = ["-d", "miniwiki", "--data", str(bench.data), "-m", "base"]
+    base += ["--split", "train", "--limit", str(count)]
+    agentic.main(base)
+    agentic.main([*base, "--merge", "--as-log"])
+
+
+def in_large_blocks(
+    bench: Bench, server: EngineServer, args: argparse.Namespace, wanted: set[str]
+) -> dict[str, Any]:
+    prompts = [prompt_of(case, "kv") for case in cases(generate(2101), 40)]
+    measured = {
+        "runs": lambda: runs(bench, server, args.questions, RUN_MODES),
+        "log_probability_error": lambda: log_probability_error(bench, server, prompts),
+        "lengths": lambda: lengths(bench, server, 256),
+        "failures": lambda: failures(bench, server, args.rounds),
+        "leaving": lambda: leaving(bench, server, args.leaving),
+    }
+    return {name: measured[name]() for name in measured if name in wanted}
 
 
 def exactness_rows(told: dict[str, Any]) -> list[Measure]:
@@ -459,6 +482,7 @@ def exactness_rows(told: dict[str, Any]) -> list[Measure]:
             most=0,
         ),
         Measure("V3", "wrong of these, asked again", one["wrong_again"], most=0),
+        Measure("V3", "tokens from the prefix cache", one["tokens_from_prefix_cache"], least=1),
         Measure("V3", "wrong of these, 8 at once", one["wrong_8_at_once"], most=0),
         Measure(
             "V4",
@@ -527,16 +551,19 @@ def real(args: argparse.Namespace, data: Path) -> tuple[list[Measure], dict[str,
     told: dict[str, Any] = {}
     with bench.server() as server:
         told["seconds"] = seconds(bench, server, args.repeats)
+        print(told["seconds"], flush=True)
         told["log_probability_error"] = log_probability_error(
-            bench, server, timed_prompts(bench, 4, 500)
+            bench, server, timed_prompts(bench, 2, 500)
         )
-        told["runs"] = runs(bench, server, args.questions, RUN_MODES)
+        told["runs"] = runs(bench, server, args.questions, RUN_MODES) if args.questions else {}
     return timing_rows(told["seconds"]) + exactness_rows(told), told
 
 
 def main() -> None:
     parser = measure.make_parser(__doc__, repeats=3)
-    parser.add_argument("--questions", type=int, default=300, help="of each mode (%(default)s)")
+    parser.add_argument(
+        "--questions", type=int, default=300, help="of each mode; 0: no runs (%(default)s)"
+    )
     parser.add_argument(
         "--logs",
         type=int,
