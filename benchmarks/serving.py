@@ -45,7 +45,8 @@ from lag.records import Document
 
 TEXT = ("the", "founder", "of", "Alrik", "is", "Lorlim", "and", "the", "teacher", "of", "Crea")
 MODE = MODES["log_kv_last_action"]  # of the prompts that this file makes itself
-PARTS = ("runs", "log_probability_error", "twins", "lengths", "failures", "leaving", "interrupted")
+LARGE = ("runs", "log_probability_error", "lengths", "failures", "leaving", "seconds")
+PARTS = (*LARGE, "twins", "interrupted")
 RUN_MODES = ("base", "log_text", "log_kv", "log_kv_last_action")
 NEW_TOKENS = 48
 LOG_TOKENS, NUM_LOGS, PROMPT_TOKENS = 400, 3, 100  # of what V8 times
@@ -392,27 +393,14 @@ def seconds(bench: Bench, server: EngineServer, repeats: int) -> dict[str, Any]:
     return told
 
 
-def timing_rows(told: dict[str, Any]) -> list[Measure]:
-    kv, plain = told["first_kv"], told["first_plain"]
+def timing_rows(told: dict[str, Any], model: str) -> list[Measure]:
+    first, eight = f"first token, {model}, 1,200 log tokens", f"8 requests at once, {model}"
+    plain, here = "plain vLLM / vLLM with KV", "KV in this process / vLLM with KV"
     return [
-        Measure(
-            "V8", "to the first token, 1,200 log tokens: plain vLLM over vLLM with KV", plain / kv
-        ),
-        Measure(
-            "V8",
-            "to the first token: KV in this process over vLLM with KV",
-            told["first_in_process"] / kv,
-        ),
-        Measure(
-            "V9",
-            "8 requests of 16 tokens at once: plain vLLM over vLLM with KV",
-            told["eight_plain"] / told["eight_kv"],
-        ),
-        Measure(
-            "V9",
-            "8 requests at once: KV in this process over vLLM with KV",
-            told["eight_in_process"] / told["eight_kv"],
-        ),
+        Measure("V8", f"{first}: {plain}", told["first_plain"] / told["first_kv"]),
+        Measure("V8", f"{first}: {here}", told["first_in_process"] / told["first_kv"]),
+        Measure("V9", f"{eight}: {plain}", told["eight_plain"] / told["eight_kv"]),
+        Measure("V9", f"{eight}: {here}", told["eight_in_process"] / told["eight_kv"]),
     ]
 
 
@@ -428,7 +416,7 @@ def embedded(args: argparse.Namespace, data: Path) -> tuple[list[Measure], dict[
     wanted = {*(args.again or PARTS)}
     if "runs" in wanted:
         make_logs(bench, args.logs)
-    if wanted & {"runs", "log_probability_error", "lengths", "failures", "leaving"}:
+    if wanted & {*LARGE}:
         with bench.server() as server:
             told |= in_large_blocks(bench, server, args, wanted)
     if "twins" in wanted:  # in blocks so small that the same words fill some of them
@@ -436,7 +424,7 @@ def embedded(args: argparse.Namespace, data: Path) -> tuple[list[Measure], dict[
             told["twins"] = twins(bench, server, args.twins)
     if "interrupted" in wanted:
         told["interrupted"] = interrupted(bench, 16)
-    return exactness_rows(told), told
+    return exactness_rows(told) + timing_rows(told["seconds"], "embedded model"), told
 
 
 def make_logs(bench: Bench, count: int) -> None:
@@ -457,6 +445,7 @@ def in_large_blocks(
         "lengths": lambda: lengths(bench, server, 256),
         "failures": lambda: failures(bench, server, args.rounds),
         "leaving": lambda: leaving(bench, server, args.leaving),
+        "seconds": lambda: seconds(bench, server, args.repeats),
     }
     return {name: measured[name]() for name in measured if name in wanted}
 
@@ -556,7 +545,7 @@ def real(args: argparse.Namespace, data: Path) -> tuple[list[Measure], dict[str,
             bench, server, timed_prompts(bench, 2, 500)
         )
         told["runs"] = runs(bench, server, args.questions, RUN_MODES) if args.questions else {}
-    return timing_rows(told["seconds"]) + exactness_rows(told), told
+    return exactness_rows(told) + timing_rows(told["seconds"], "SmolLM2-135M"), told
 
 
 def main() -> None:

@@ -326,6 +326,9 @@ def spanned(estimate: dict[str, Any], scale: float, sign: str = "+") -> str:
     return f"{scale * estimate['value']:{form}}" + (f" [{low}, {high}]" if bounds else "")
 
 
+SERVED = {"serving": "embedded", "serving_real": "SmolLM2-135M"}  # result files
+
+
 def served_runs() -> Table:
     """vLLM with log KV against this process: the same replies, and seconds of whole runs."""
     rows = [
@@ -340,7 +343,7 @@ def served_runs() -> Table:
             "vLLM",
         ]
     ]
-    for name, model in (("serving", "embedded"), ("serving_real", "SmolLM2-135M")):
+    for name, model in SERVED.items():
         if (RESULTS / f"{name}.json").is_file():
             for mode, one in read(name)["timings"]["runs"].items():
                 counts = (one[what] for what in ("questions", "replies", "equal", "errors"))
@@ -351,23 +354,24 @@ def served_runs() -> Table:
 
 def served_checks() -> Table:
     """What must not go wrong there, and how many times sooner it is."""
-    names = [name for name in ("serving", "serving_real") if (RESULTS / f"{name}.json").is_file()]
+    names = [name for name in SERVED if (RESULTS / f"{name}.json").is_file()]
     found = [row for row in measures(*names) if row["id"] != "V1"]
     return [["id", "measure", "value"], *([r["id"], r["what"], f"{r['value']:.3g}"] for r in found)]
 
 
 def served_seconds() -> Table:
     """Seconds to the first token, and of eight requests at once."""
-    told = read("serving_real")["timings"]["seconds"]
-    rows = [["seconds", "vLLM, logs as text", "vLLM, KV", "here, logs as text", "here, KV"]]
-    for part, said in (
-        ("first", "to the first token, one at a time"),
-        ("eight", "8 at once, 16 tokens each"),
-    ):
-        cells = (
-            told[f"{part}_{name}"] for name in ("plain", "kv", "in_process_text", "in_process")
-        )
-        rows.append([said, *(f"{cell:.2f}" for cell in cells)])
+    rows = [
+        ["model", "seconds", "vLLM, logs as text", "vLLM, KV", "here, logs as text", "here, KV"]
+    ]
+    said = {"first": "to the first token, one at a time", "eight": "8 at once, 16 tokens each"}
+    for name, model in SERVED.items():
+        if (RESULTS / f"{name}.json").is_file():
+            told = read(name)["timings"]["seconds"]
+            for part, what in said.items():
+                names = ("plain", "kv", "in_process_text", "in_process")
+                cells = [f"{told[f'{part}_{one}']:.2f}" for one in names]
+                rows.append([model, what, *cells])
     return rows
 
 
@@ -398,7 +402,6 @@ if (RESULTS / "real_hidden.json").is_file():
     TABLES |= {"real-hidden": real_hidden}
 if (RESULTS / "serving.json").is_file():
     TABLES |= {"served-runs": served_runs, "served-checks": served_checks}
-if (RESULTS / "serving_real.json").is_file():
     TABLES |= {"served-seconds": served_seconds}
 if (RESULTS / "hidden_vllm.json").is_file():
     TABLES |= {"hidden-served": hidden_served}
