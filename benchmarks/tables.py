@@ -359,6 +359,10 @@ def served_checks() -> Table:
     return [["id", "measure", "value"], *([r["id"], r["what"], f"{r['value']:.3g}"] for r in found)]
 
 
+def timed(name: str) -> bool:
+    return (RESULTS / f"{name}.json").is_file() and "seconds" in read(name)["timings"]
+
+
 def served_seconds() -> Table:
     """Seconds to the first token, and of eight requests at once."""
     rows = [
@@ -366,7 +370,7 @@ def served_seconds() -> Table:
     ]
     said = {"first": "to the first token, one at a time", "eight": "8 at once, 16 tokens each"}
     for name, model in SERVED.items():
-        if (RESULTS / f"{name}.json").is_file():
+        if timed(name):
             told = read(name)["timings"]["seconds"]
             for part, what in said.items():
                 names = ("plain", "kv", "in_process_text", "in_process")
@@ -402,6 +406,7 @@ if (RESULTS / "real_hidden.json").is_file():
     TABLES |= {"real-hidden": real_hidden}
 if (RESULTS / "serving.json").is_file():
     TABLES |= {"served-runs": served_runs, "served-checks": served_checks}
+if any(map(timed, SERVED)):
     TABLES |= {"served-seconds": served_seconds}
 if (RESULTS / "hidden_vllm.json").is_file():
     TABLES |= {"hidden-served": hidden_served}
