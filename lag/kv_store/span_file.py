@@ -78,10 +78,26 @@ def read_span(
         FileNotFoundError: there is none.
         Damaged: it does not hold these tokens' span under this identity, bit for bit.
     """
-    header, tensors = _verified(read_whole(path, memory), identity)
-    if tensors["after"].tolist() != list(after) or tensors["keep"].tolist() != list(keep):
+    pair, span = read_any_span(path, identity, kv_format, memory)
+    if pair != (tuple(after), tuple(keep)):
         raise Damaged("it was made from other tokens")
-    return unpack(tensors, tuple(keep), header["num_layers"], DTYPES[header["of"]], kv_format)
+    return span
+
+
+def read_any_span(
+    path: Path, identity: dict[str, str], kv_format: KVFormat, memory: ReadMemory | None = None
+) -> tuple[Pair, KVSpan]:
+    """Read one file; return the token ids (after, keep) that it was made from, and its span.
+
+    memory: as `read_whole`.
+
+    Raises:
+        FileNotFoundError, Damaged: as `read_span`.
+    """
+    header, tensors = _verified(read_whole(path, memory), identity)
+    after, keep = (tuple(tensors[name].tolist()) for name in ("after", "keep"))
+    span = unpack(tensors, keep, header["num_layers"], DTYPES[header["of"]], kv_format)
+    return (after, keep), span
 
 
 def verify(path: Path, identity: dict[str, str]) -> Pair:

@@ -132,7 +132,7 @@ class KVStore:
         assert tuple(keep) == span.ids
         content = span_bytes(span, after, self.identity, self.kv_format)
         path, before = self.path(after, keep), self.disk.removed
-        self._make_writable()
+        self.make_writable()
         self.disk.make_room(path, len(content))
         self.counts["evicted"] += self.disk.removed - before
         write_bytes(path, content, mode=OWNER_ONLY, aside=self.temporary)
@@ -176,7 +176,7 @@ class KVStore:
             logger.log(level, "KV could not be stored (told once, counted): %s", error)
             self.counts["unpublished"] += 1
 
-    def _make_writable(self) -> None:
+    def make_writable(self) -> None:
         """Create the folders, say whose they are, and sweep what killed writers left."""
         if self.writable:
             return
