@@ -67,6 +67,7 @@ ROOMS["miniwiki"] = {*ROOMS["train"], "train"}
 LONG = {
     "tasks.py": "the table, how rows are read, and the own data sets that bring a row along",
     "kv/cache.py": "a cache that grows, takes rows in and back, and what is placed in it",
+    "miniwiki/gold_agent.py": "all that the scripted agent reads, says and writes, and its formats",
     "miniwiki/world.py": "the whole world, with its word lists",
     "records.py": "every record and protocol that rooms share",
     "runs/config.py": "one row per setting",

@@ -4,7 +4,8 @@ import math
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,26 +13,29 @@ from transformers import LlamaForCausalLM
 
 from lag import prompts
 from lag.actions import tags
-from lag.miniwiki.drills import make_drills, make_lookups
+from lag.logs import playbook
+from lag.miniwiki.drills import AS_KV, make_lookups
 from lag.miniwiki.embedder import mean_vector
 from lag.miniwiki.gold_agent import FORMATS, make_examples
 from lag.miniwiki.init_weights import make_model
 from lag.miniwiki.recipe import FIRST_SEED, VALIDATION_SEED, Recipe, make_world
 from lag.miniwiki.tokenizer import make_tokenizer, word_pieces
+from lag.miniwiki.world import World
 from lag.model.llm import LLM
 from lag.modes import MODES
 from lag.train.batches import MaskedExample, batches, encode_examples
 from lag.train.examples import Format, TrainingExample
 from lag.train.trainer import Progress, Trainer
 
+MOST = 4  # articles and logs of a look-up, at the most but one
 Counts = dict[str, float]  # shares of well-formed and exact replies, and how many there were
-SHEET = re.compile(r"<cheatsheet>[^<>]+</cheatsheet>")
+CURATED = re.compile(r"<cheatsheet>[^<>]+</cheatsheet>|<keep></keep>|(<add>[^<>]+</add>)+")
 
 
 def well_formed(example: TrainingExample, reply: str) -> bool:
     """Whether a reply ends as it was told to: in one closed tag with something in it."""
-    if example.prompt.user.startswith(prompts.CURATOR_RULES):
-        return bool(SHEET.fullmatch(reply))
+    if example.prompt.user.startswith((prompts.CURATOR_RULES, playbook.EDITOR_RULES)):
+        return bool(CURATED.fullmatch(reply))
     found = tags(reply)
     return len(found) == 1 and found[0].name != "subquestion" and found[0].end == len(reply)
 
@@ -85,25 +89,26 @@ def rate(recipe: Recipe, share: float) -> float:
     return highest * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1, done))) / 2)
 
 
-def annealing() -> list[Format]:
-    """The formats with more weight on logs in the layout and the loop of the paper."""
-    return [
-        replace(f, share=3 * f.share)
-        if f.mode != "base" and (f.layout, f.solver) == ("paper", "react")
-        else f
-        for f in FORMATS
-    ]
+def annealing(formats: Sequence[Format]) -> list[Format]:
+    """The formats with more weight on logs in the layout and the loop of the paper, most on text."""
+    return [replace(f, share=f.share * weight_at_the_end(f)) for f in formats]
+
+
+def weight_at_the_end(format: Format) -> int:
+    usual = format.mode == "base" or (format.layout, format.solver) != ("paper", "react")
+    return 1 if usual else 5 if MODES[format.mode].enters == "text" else 2
 
 
 class Curriculum:
-    """The embedded model's training: groups of worlds, look-ups first, then drills, then the loop.
+    """The embedded model's training: groups of worlds, look-ups first, then the loop.
 
     weights: the embedder's, which the retrieval in the prompts needs.
     """
 
     def __init__(self, recipe: Recipe, weights: np.ndarray):
         self.recipe, self.weights = recipe, weights
-        self.identity = asdict(recipe)
+        self.identity = recipe.identity
+        self.formats = [f for f in FORMATS if taught(f, recipe.without)]
 
     def share(self, at: Progress) -> float:
         """How much of the training is done; from 1 to 2 of the annealing."""
@@ -126,18 +131,28 @@ class Curriculum:
                 return
 
     def examples(self, at: Progress) -> list[MaskedExample]:
-        """The examples of the next world: look-ups, drills, or what the loop asks."""
+        """The examples of the next world: look-ups, or what the loop asks."""
         recipe, world = self.recipe, make_world(self.recipe, FIRST_SEED + at.group)
         share = self.share(at)
         if share < recipe.lookups:
-            most = 1 + math.ceil(4 * share / recipe.lookups)
-            found = make_lookups(world, recipe.drills, f"{recipe.seed}", most)
-        elif share < recipe.early:
-            found = make_drills(world, recipe.drills, f"{recipe.seed}")
+            most = 1 + math.ceil(MOST * share / recipe.lookups)
+            found = self.lookups(world, recipe.drills, most)
         else:
             embed = mean_vector(self.weights, word_pieces())
-            found = make_examples(world, embed, annealing() if share >= 1 else FORMATS)
+            formats = annealing(self.formats) if share >= 1 else self.formats
+            asked = make_examples(world, embed, formats)
+            if recipe.without == "search":
+                asked = (example for example in asked if "<keywords>" not in example.reply)
+            found = chain(asked, self.lookups(world, recipe.kept, MOST))
         return encode_examples(found, make_tokenizer())
+
+    def lookups(self, world: World, count: int, most: int) -> Iterator[TrainingExample]:
+        as_kv = 0.0 if self.recipe.without == "kv" else AS_KV
+        return make_lookups(world, count, f"{self.recipe.seed}", most, as_kv)
+
+
+def taught(format: Format, without: str) -> bool:
+    return without != "kv" or MODES[format.mode].enters != "kv"
 
 
 def trainer(recipe: Recipe, weights: np.ndarray, folder: Path) -> Trainer:

@@ -1,128 +1,80 @@
-"""Short examples without retrieval, which a training begins with: look-ups, then short questions."""
+"""Short examples without retrieval, which a training begins with: look-ups, many to a context."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from lag import prompts
-from lag.miniwiki.gold_agent import FORMATS, GoldAgent, Knowledge, follow, write_sheet
-from lag.miniwiki.world import PLAIN, RELATIONS, Chain, Fact, World, draw_chain, keys_of, walk
-from lag.modes import BLANK, MODES
+from lag.miniwiki.gold_agent import Knowledge, follow, rest_of
+from lag.miniwiki.world import PLAIN, RELATIONS, Chain, Fact, World, keys_of
+from lag.modes import BLANK
 from lag.prompts import Note, Prompt
 from lag.records import Document, Log
-from lag.solvers import SOLVERS
 from lag.train.examples import Format, TrainingExample
 
 LOOKUP = Format("lookup", "paper", 0)
+AS_KV = 0.5  # of the look-ups: their logs enter as KV
 
-SHEETS_WRITTEN = 0.4  # of the drills with a sheet: write it, instead of using it
 
+def make_lookups(
+    world: World, count: int, seed: str, most: int = 4, as_kv: float = AS_KV
+) -> Iterator[TrainingExample]:
+    """Some articles, some logs as text or KV, and a reply that states all their facts in any order.
 
-def make_lookups(world: World, count: int, seed: str, most: int = 4) -> Iterator[TrainingExample]:
-    """What a training begins with: look-ups and nothing else, many to a context.
+    A log as KV keeps what its last response says, and stands behind the fact that led there.
 
-    Some articles, some logs as text or KV, and a reply that states all their facts in any order.
-
-    most: how many articles, and how many logs.
+    most: how many articles, and how many logs. as_kv: the share whose logs enter as KV.
     """
     rng = random.Random(f"primers {seed} {world.seed}")
     own = [article for article in world.articles if article.facts[0].noun != "name"]
     for _ in range(count):
         articles = rng.sample(own, rng.randint(1, most))
-        logs = [rng.choice(a.facts) for a in rng.sample(own, rng.randint(0, most))]
+        kv = rng.random() < as_kv
+        notes, told = [], []
+        for article in rng.sample(own, rng.randint(0, most)):
+            note, facts = a_log(rng, world, rng.choice(plain_facts(article.facts)), kv)
+            notes.append(note)
+            told += facts
         documents = [Document(a.id, a.title, a.content) for a in articles]
-        kv = rng.random() < 0.6
-        notes = [Note(f.subject, f"{plain(f)} <ans>{f.object}</ans>{BLANK}", "", kv) for f in logs]
-        facts = [*(fact for article in articles for fact in article.facts), *logs]
+        facts = [*(fact for article in articles for fact in plain_facts(article.facts)), *told]
         rng.shuffle(facts)
         prompt = Prompt(prompts.documents_block(documents), notes=tuple(notes))
         yield TrainingExample(prompt, " ".join(map(plain, facts)), LOOKUP, only_after="is")
+
+
+def plain_facts(facts: tuple[Fact, ...]) -> list[Fact]:
+    return [fact for fact in facts if fact.noun != "name"]
 
 
 def plain(fact: Fact) -> str:
     return PLAIN.format(noun=fact.noun, s=fact.subject, o=fact.object)
 
 
-def make_drills(
-    world: World, count: int, seed: str, formats: Sequence[Format] = FORMATS
-) -> Iterator[TrainingExample]:
-    """Short examples in every format, made without retrieval: what a training starts with.
-
-    A chain of one to three hops; the articles of some of its facts, and a log that knows more.
-    """
-    rng = random.Random(f"drills {seed} {world.seed}")
-    gold = GoldAgent(world)
-    articles = {(f.noun, f.subject): a for a in world.articles for f in a.facts}
-    weights = [format.share for format in formats]
-    while count:
-        chain = draw_chain(rng, world, rng.choice((1, 1, 2, 2, 3)))
-        if chain is None:
-            continue
-        count -= 1
-        format = rng.choices(formats, weights)[0]
-        prompt = drill(rng, world, chain, format, articles)
-        yield TrainingExample(prompt, gold.reply(prompt, chain), format)
-
-
-def drill(rng: random.Random, world: World, chain: Chain, format: Format, articles: dict) -> Prompt:
-    """A prompt with few documents and few logs."""
-    keys = keys_of(world, chain)
-    mode = MODES[format.mode]
-    chosen = [] if mode.keep is None else rng.sample(keys, min(2, len(keys)))
-    logs = [a_log(rng, world, *key) for key in chosen]
-    prompt = asked(rng, world, chain, format, articles)
-    if mode.enters == "sheet":
-        pairs = [(log.question, log.replies[-1]) for log in logs]
-        ask = prompts.curator_prompt(chain.text, pairs)
-        if rng.random() < SHEETS_WRITTEN:
-            return ask
-        notes = [Note("sheet", write_sheet(ask.user) + BLANK)]
-        return prompts.with_notes(prompt, notes, format.layout, prompts.SHEET_HEADER)
-    kv = mode.enters == "kv"
-    notes = [Note(log.id, mode.keep(log), mode.after(log) if kv else "", kv) for log in logs]
-    return prompts.with_notes(prompt, notes, format.layout, prompts.LOGS_HEADER)
-
-
-def asked(rng: random.Random, world: World, chain: Chain, format: Format, articles: dict) -> Prompt:
-    """The question with the articles of some of its facts and another, or with none."""
-    if SOLVERS[format.solver].documents_from == "none":
-        return prompts.direct_prompt(chain.text)
-    keys = keys_of(world, chain)
-    num_told = max(rng.randint(0, len(keys)), rng.randint(0, len(keys)))
-    told = needed(world, articles, keys[:num_told]) + rng.sample(world.articles, 1)
-    rng.shuffle(told)
-    documents = [Document(a.id, a.title, a.content) for a in dict.fromkeys(told)]
-    prompt = prompts.qa_prompt(chain.text, documents)
-    return prompts.folded(prompt) if format.prefill == "folded" else prompt
-
-
-def needed(world: World, articles: dict, keys: Sequence[tuple[str, str]]) -> list:
-    """The articles that state these facts, those that explain a second name included."""
-    found = []
-    for key in keys:
-        found.append(articles[key])
-        mention = world.mentions[key]
-        if mention in world.aliases:
-            found.append(articles["name", mention])
-    return found
-
-
-def a_log(rng: random.Random, world: World, noun: str, name: str) -> Log:
-    """A log of a question that needs this fact first, solved in one step per hop."""
-    word = RELATIONS[noun].subject
-    chain = None
-    while chain is None or chain.nouns[0] != noun:
-        chain = walk(rng, world, word, name, rng.choice((1, 1, 2)))
-    return log_of(world, chain)
+def a_log(rng: random.Random, world: World, led: Fact, kv: bool) -> tuple[Note, list[Fact]]:
+    """A log that a fact has led to, and what it tells: as text its own last fact only."""
+    kind = RELATIONS[led.noun].object
+    nouns = [noun for noun, relation in RELATIONS.items() if relation.subject == kind]
+    if not nouns:
+        return Note(led.subject, f"{plain(led)} <ans>{led.object}</ans>{BLANK}", "", kv), [led]
+    noun = rng.choice(nouns)
+    last = Fact(noun, led.object, rng.choice(world.names[RELATIONS[noun].object]))
+    keep = f"{plain(last)} <ans>{last.object}</ans>{BLANK}"
+    if not kv:
+        return Note(led.subject, keep), [last]
+    after = f"{plain(led)} <keywords>the {noun} of {led.object}</keywords>{BLANK}"
+    return Note(led.subject, keep, after, kv), [led, last]
 
 
 def log_of(world: World, chain: Chain) -> Log:
     """The log of a question that was solved in one step per hop."""
     known, replies = Knowledge(), []
-    steps = [(key, world.mentions[key]) for key in keys_of(world, chain)]
-    for (noun, subject), mention in steps:
-        known.facts[noun, subject] = mention
-        if mention in world.aliases:
-            known.names[mention] = world.aliases[mention]
-        path = follow(known, chain)
-        replies.append(" ".join([*path.sentences, path.action]))
-    return Log(f"{chain.start} {noun}", chain.text, tuple(replies))
+    if chain.first:
+        known.names[chain.kind, chain.start] = chain.first
+    name = chain.start
+    for noun, own in keys_of(world, chain):
+        mention, _ = world.mentions[noun, own]
+        if name != own:
+            known.names[chain.kind if name == chain.start else "", name] = own
+        known.facts[noun, own] = name = mention
+        path = follow(known, *rest_of(chain, replies))
+        replies.append(" ".join([*path.sentences, *([path.search("")] if path.query else [])]))
+    return Log(f"{chain.start} {chain.nouns[0]}", chain.text, tuple(replies))

@@ -1,13 +1,15 @@
 """What decides the weights of the embedded data set's models, and which worlds they are made on."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from lag.miniwiki.world import World, generate
 
 FIRST_SEED = 10_000  # training worlds; the shipped and the reported ones have smaller seeds
 VALIDATION_SEED = 9_000  # the world that progress is measured on
+WITHOUT = ("kv", "search")  # logs as KV; replies that search
 NUM_WORLDS = 42  # that the shipped model has read, from FIRST_SEED up
-NUM_PAIR_WORLDS = 25  # that the shipped embedder has read, from below FIRST_SEED down
+NUM_PAIR_WORLDS = 22  # that the shipped embedder has read, from below FIRST_SEED down
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,27 +19,33 @@ class Recipe:
     tokens: how many the model reads, prompts included. batch_tokens: per step.
     annealing: as many more, at annealing_rate, of which most show how logs are used.
     articles, questions: size of each training world.
-    lookups: share of the training that is look-ups; early: where the drills after them end.
-    drills: how many look-ups or drills a group has.
+    lookups: share of the training that is look-ups and nothing else; drills: how many of them a
+        group has. kept: how many stand among the loop's prompts of a group, so that they stay known.
     """
 
     seed: int = 1
-    tokens: int = 20_000_000
-    annealing: int = 4_500_000
+    tokens: int = 17_000_000
+    annealing: int = 2_500_000
     batch_tokens: int = 1024
-    articles: int = 1000
-    questions: int = 1000
+    articles: int = 800
+    questions: int = 600
     width: int = 128
     heads: int = 4
     layers: int = 4
     rate: float = 1.5e-3
     annealing_rate: float = 6e-4
     warmup: float = 0.02
-    lookups: float = 0.04
-    early: float = 0.06
+    lookups: float = 0.15
     drills: int = 2000
+    kept: int = 300
     dimensions: int = 128
     embedder_steps: int = 400
+    without: str = ""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint is told by."""
+        return {name: value for name, value in asdict(self).items() if value != ""}
 
 
 def met_in_training(seed: int) -> str:
