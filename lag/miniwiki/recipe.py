@@ -31,11 +31,11 @@ class Recipe:
     questions: int = 600
     width: int = 128
     heads: int = 4
-    layers: int = 4
-    rate: float = 1.5e-3
+    layers: int = 5
+    rate: float = 1e-3
     annealing_rate: float = 6e-4
     warmup: float = 0.02
-    lookups: float = 0.15
+    lookups: float = 0.12
     drills: int = 2000
     kept: int = 300
     dimensions: int = 128
