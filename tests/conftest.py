@@ -1,7 +1,10 @@
 """Fixtures that every test may use: everything offline, on a CPU, built in process."""
 
 import os
+import signal
 
+# A shell's background jobs ignore Ctrl-C, and so would every process that a test starts from there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
