@@ -179,7 +179,7 @@ def test_ctrl_c_ends_all_and_keeps_what_is_finished(paths, flags):
         with launcher(flags(server, "--workers", 2)) as process:
             wait_until(lambda: len(workers_of(paths)) == 2 and len(rows_in_parts(paths)) == 2)
             process.send_signal(signal.SIGINT)
-            wait_until(lambda: workers_of(paths) == {})  # each took its heartbeat along
+            wait_until(lambda: workers_of(paths) == {}, 120)  # each took its heartbeat along
             server.go.set()  # a thread that waits for its answer holds its process up
             _, err = process.communicate(timeout=60)
         assert process.returncode == 130 and "the same command goes on" in err
