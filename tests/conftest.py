@@ -1,6 +1,7 @@
 """Fixtures that every test may use: everything offline, on a CPU, built in process."""
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -13,6 +14,8 @@ from hypothesis import settings
 
 settings.register_profile("busy", deadline=None)  # a slow machine is no defect
 settings.load_profile("busy")
+# A shell's background jobs ignore Ctrl-C, and so would every process that a test starts from there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
