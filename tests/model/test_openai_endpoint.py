@@ -151,12 +151,11 @@ def test_a_server_that_stops_answering_ends_the_run_and_keeps_what_is_finished(
     run, small_data, concurrency
 ):
     with Stub(say, lambda n: "" if n < 12 else "timeout") as stub:
-        start = time.monotonic()
         with pytest.raises(
             GivenUp, match=r"given up after .* no answer within 0.3 s.*repeat the command"
         ):
             run("-m base --run lost --max-steps 3", make(stub, patience=6, concurrency=concurrency))
-        assert time.monotonic() - start < 5
+        assert len(stub.bodies) <= 12 + 6 + concurrency, "it went on asking"
         rows = trace_files.read_parts(small_data / "wikihop" / "preds" / "train" / "lost")
         assert rows and all(row["status"] != "error" or row["pred"] == "" for row in rows.values())
         stub.fault = lambda n: ""
@@ -485,7 +484,7 @@ def test_when_the_caller_stops_no_thread_goes_on_trying():
         start = time.monotonic()
         assert next(traces).status == "answered"
         traces.close()
-        assert llm.client.stopped.is_set() and time.monotonic() - start < 3
+        assert llm.client.stopped.is_set() and time.monotonic() - start < 30  # of minutes
 
 
 def test_a_redirect_is_not_followed_for_the_key_would_go_along():

@@ -1,7 +1,6 @@
 """Prompts in flight: who else is there, what is taken over and what fails changes no row."""
 
-import time
-from itertools import pairwise
+from itertools import count, pairwise
 
 import families
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from lag.agent import driver
 from lag.agent.agent import LoopSettings
 from lag.kv.cache import MIN_ROOM
+from lag.model import scheduler
 from lag.model.llm import LLM
 from lag.model.request import items, refilled, shared
 from lag.modes import MODES
@@ -309,17 +309,20 @@ def test_a_model_with_a_state_takes_one_prompt_at_a_time(caplog):
     assert "one prompt at a time" in caplog.text
 
 
-def test_the_seconds_of_rows_are_those_of_the_clock():
+def test_the_seconds_of_rows_are_those_of_the_clock(monkeypatch):
+    """A clock that goes on by one each time it is read, so that nothing else takes time."""
+    ticks = count(1.0)
+    monkeypatch.setattr(scheduler.time, "perf_counter", lambda: next(ticks))
     llm = make_llm(families.movable("llama"), None, max_new_tokens=40)
     batch, replies, clock = llm.in_flight(3), [], 0.0
     for number in range(7):
         batch.submit(number, Prompt("Who? " * (1 + 20 * number), max_new_tokens=1 + 6 * number))
     while len(batch):
-        start = time.perf_counter()
+        start = next(ticks)
         replies += [reply for _, reply in batch.step()]
-        clock += time.perf_counter() - start
+        clock += next(ticks) - start - 2  # from the step's first look to its last
     spent = sum(sum(reply.seconds.values()) for reply in replies)
-    assert 0.5 * clock < spent <= clock
+    assert spent == pytest.approx(clock)
     assert all(reply.seconds["prefill"] > 0 for reply in replies)
 
 
