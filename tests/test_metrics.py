@@ -6,8 +6,9 @@ import time
 from collections import Counter
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from sweeps import sweep
 
 from lag.metrics import METRICS, SCORERS, chosen_letter, score
 
@@ -261,7 +262,7 @@ def test_four_times_the_answer_is_four_times_the_work(piece):
 MARKS = st.sampled_from(["A", "C", "I", "(", ")", "\\boxed{", "}", "**", " ", "not", "n't", "answer is", "or", "-", ".", "gamma", "$", ":"])  # fmt: skip
 
 
-@settings(max_examples=300)
+@sweep(300)
 @given(st.one_of(st.text(), st.lists(MARKS).map("".join), st.lists(MARKS).map(" ".join)), st.lists(st.text(max_size=8), max_size=12))  # fmt: skip
 def test_what_an_answer_names_is_an_option_or_nothing(pred, options):
     found = chosen_letter(pred, options)
@@ -307,7 +308,7 @@ PIECES = st.sampled_from(
 TEXT = st.one_of(st.text(), st.lists(PIECES).map("".join), st.lists(PIECES).map(" ".join))
 
 
-@settings(max_examples=200)
+@sweep(200)
 @given(
     st.sampled_from(sorted(SCORERS)), st.none() | TEXT, st.lists(st.none() | TEXT), st.lists(TEXT)
 )
@@ -319,7 +320,7 @@ def test_no_text_raises_and_scores_are_fractions(scorer, pred, golds, options):
     assert all(isinstance(value, float) for value in found.values())
 
 
-@settings(max_examples=200)
+@sweep(200)
 @given(st.sampled_from(TEXT_SCORERS), TEXT, st.lists(TEXT, max_size=4))
 def test_text_scorers_equal_the_official_rule_on_anything(scorer, pred, golds):
     found = score(scorer, pred, golds)
@@ -327,7 +328,7 @@ def test_text_scorers_equal_the_official_rule_on_anything(scorer, pred, golds):
     assert {key: found[key] for key in wanted} == pytest.approx(wanted)
 
 
-@settings(max_examples=100)
+@sweep(100)
 @given(st.lists(TEXT, min_size=2, max_size=8), st.integers(min_value=0))
 def test_a_right_letter_is_right_whatever_the_options_say(options, place):
     letter = "ABCDEFGH"[place % len(options)]
