@@ -30,7 +30,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 	@touch $@
 
 test: install
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not stress and not gpu and not vllm"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not stress and not gpu and not vllm"
 
 check: install
 	$(RUN) -m ruff check .
@@ -42,7 +42,7 @@ format: install
 	$(RUN) -m ruff format .
 
 stress: install
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "stress or hypothesis" --hypothesis-profile stress
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "stress or hypothesis" --hypothesis-profile stress
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/damage.py
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/same_replies.py
 	$(MAKE) --no-print-directory vllm-test

@@ -1,5 +1,6 @@
 """Fixtures that every test may use: everything offline, on a CPU, built in process."""
 
+import gc
 import os
 import signal
 
@@ -22,6 +23,11 @@ os.fsync = lambda handle: None
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the collector need not look at it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

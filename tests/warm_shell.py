@@ -4,7 +4,9 @@ Only the libraries are there before: the repository's own modules are imported a
 from where the command finds them.
 """
 
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -12,6 +14,8 @@ import runpy
 import socket
 import subprocess
 import sys
+import threading
+import traceback
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,9 +63,11 @@ def warm_python(path: Path, *flags: str, **env: str) -> Iterator[Path]:
 
 
 def serve(address: str) -> None:
-    """Fork for every command; returns in its process only, ready to become it."""
+    """Fork for every command."""
     for name in LIBRARIES:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a collector that looks at them would copy their pages
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"\0{address}")
         listener.listen()
@@ -79,7 +85,20 @@ def serve(address: str) -> None:
             _, status = os.waitpid(command, 0)
             connection.sendall(b"%d" % os.waitstatus_to_exitcode(status))
             os._exit(0)
-    become(ends, *asked)
+    try:
+        become(ends, *asked)
+        code = 0
+    except SystemExit as end:
+        assert end.code is None or isinstance(end.code, int), end.code
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # to take all libraries down takes as long as to load them
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)
 
 
 def become(

@@ -27,7 +27,7 @@ from lag.runs.tally import ScoredRun, View
 
 TICK = 0.25  # seconds between two looks at the workers
 LOOK = 1.0  # seconds between two looks at their files
-PATIENCE = 60.0  # seconds that a worker has to end after Ctrl-C: a loaded machine is slow
+PATIENCE = 20.0  # seconds that a worker has to end after Ctrl-C
 TAIL_LINES, TAIL_CHARACTERS = 10, 1500  # of a log, shown when its worker failed
 HELD = "is being written by"  # what a worker says that is not needed
 LITERAL = re.compile(r"\bexecute\(.*\btrain=(True|False)\)")

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import evaldata
 import pytest
-from browser import CONTRAST, browser
+from browser import CONTRAST
 
 import evaluate
 from lag.files import write_json
@@ -71,13 +71,6 @@ def paths(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(paths):
     return make_report(paths)
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory, report):
-    with browser(tmp_path_factory.mktemp("profile")) as driven:
-        driven.look(*LAPTOP)
-        yield driven
 
 
 @pytest.fixture
