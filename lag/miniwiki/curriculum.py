@@ -3,7 +3,7 @@
 import math
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from lag import prompts
 from lag.actions import tags
 from lag.logs import playbook
-from lag.miniwiki.drills import AS_KV, make_lookups
+from lag.miniwiki.drills import AS_KV, make_exams, make_lookups
 from lag.miniwiki.embedder import mean_vector
 from lag.miniwiki.gold_agent import FORMATS, make_examples
 from lag.miniwiki.init_weights import make_model
@@ -131,24 +131,35 @@ class Curriculum:
                 return
 
     def examples(self, at: Progress) -> list[MaskedExample]:
-        """The examples of the next world: look-ups, or what the loop asks."""
+        """The examples of the next world: look-ups, exams, or what the loop asks."""
         recipe, world = self.recipe, make_world(self.recipe, FIRST_SEED + at.group)
         share = self.share(at)
         if share < recipe.lookups:
             most = 1 + math.ceil(MOST * share / recipe.lookups)
-            found = self.lookups(world, recipe.drills, most)
+            found = self.drills(make_lookups, world, recipe.drills, most)
+        elif share < recipe.exams:
+            most = 1 + math.ceil(MOST * (share - recipe.lookups) / (recipe.exams - recipe.lookups))
+            found = chain(
+                self.drills(make_exams, world, recipe.exercises, most),
+                self.drills(make_lookups, world, recipe.kept, MOST),
+            )
         else:
             embed = mean_vector(self.weights, word_pieces())
             formats = annealing(self.formats) if share >= 1 else self.formats
             asked = make_examples(world, embed, formats)
             if recipe.without == "search":
                 asked = (example for example in asked if "<keywords>" not in example.reply)
-            found = chain(asked, self.lookups(world, recipe.kept, MOST))
+            kept = (
+                self.drills(make, world, recipe.kept, MOST) for make in (make_lookups, make_exams)
+            )
+            found = chain(asked, *kept)
         return encode_examples(found, make_tokenizer())
 
-    def lookups(self, world: World, count: int, most: int) -> Iterator[TrainingExample]:
+    def drills(
+        self, make: Callable, world: World, count: int, most: int
+    ) -> Iterator[TrainingExample]:
         as_kv = 0.0 if self.recipe.without == "kv" else AS_KV
-        return make_lookups(world, count, f"{self.recipe.seed}", most, as_kv)
+        return make(world, count, f"{self.recipe.seed}", most, as_kv)
 
 
 def taught(format: Format, without: str) -> bool:

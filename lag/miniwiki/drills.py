@@ -1,18 +1,37 @@
-"""Short examples without retrieval, which a training begins with: look-ups, many to a context."""
+"""Examples without retrieval, which a training begins with: look-ups, then questions, many to a context."""
 
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from lag import prompts
 from lag.miniwiki.gold_agent import Knowledge, follow, rest_of
-from lag.miniwiki.world import PLAIN, RELATIONS, Chain, Fact, World, keys_of
+from lag.miniwiki.world import (
+    PLAIN,
+    RELATIONS,
+    WITH_SECOND,
+    Article,
+    Chain,
+    Fact,
+    World,
+    first_name,
+    keys_of,
+    told,
+)
 from lag.modes import BLANK
 from lag.prompts import Note, Prompt
 from lag.records import Document, Log
 from lag.train.examples import Format, TrainingExample
 
 LOOKUP = Format("lookup", "paper", 0)
-AS_KV = 0.5  # of the look-ups: their logs enter as KV
+EXAM = Format("exam", "paper", 0)
+AS_KV = 0.5  # of the look-ups and exams: their logs enter as KV
+QUESTIONS = 6  # of an exam
+MOST_TURNS = 6  # of one of its questions
+FOUND = 0.75  # of the searches in an exam: what they are for comes next
+NAMED_BOTH = 0.5  # of an exam's questions that begin with a second name: say the first one, too
+ASKED = re.compile(r"(?:the \w+ )?(\w+)(?: \(now (\w+)\))?'s (\w+)")
 
 
 def make_lookups(
@@ -34,11 +53,102 @@ def make_lookups(
             note, facts = a_log(rng, world, rng.choice(plain_facts(article.facts)), kv)
             notes.append(note)
             told += facts
-        documents = [Document(a.id, a.title, a.content) for a in articles]
+        documents = as_documents(articles)
         facts = [*(fact for article in articles for fact in plain_facts(article.facts)), *told]
         rng.shuffle(facts)
         prompt = Prompt(prompts.documents_block(documents), notes=tuple(notes))
         yield TrainingExample(prompt, " ".join(map(plain, facts)), LOOKUP, only_after="is")
+
+
+def make_exams(
+    world: World, count: int, seed: str, most: int = 4, as_kv: float = AS_KV
+) -> Iterator[TrainingExample]:
+    """Some articles, some logs as text or KV, and several questions, one behind the other.
+
+    A search mostly brings the article that helps, and then the question is asked again: one
+    context holds as many replies as a dozen prompts of the loop.
+
+    most: how many articles, and how many logs. as_kv: the share whose logs enter as KV.
+    """
+    rng = random.Random(f"exams {seed} {world.seed}")
+    own = [article for article in world.articles if article.facts[0].noun != "name"]
+    where = Where(world)
+    for _ in range(count):
+        articles = rng.sample(own, rng.randint(1, most))
+        kv, notes, known = rng.random() < as_kv, [], Knowledge()
+        for article in rng.sample(own, rng.randint(0, most)):
+            note, facts = a_log(rng, world, rng.choice(plain_facts(article.facts)), kv)
+            notes.append(note)
+            known.add(facts)
+        for article in articles:
+            known.add(article.facts)
+        turns: list[tuple[str, str, str]] = []
+        starts = list(known.facts)
+        for noun, name in rng.sample(starts, min(len(starts), QUESTIONS)):
+            turns += asked_and_answered(rng, where, known, draw_chain(rng, world, noun, name))
+        (first, _, reply), *then = turns
+        prompt = prompts.qa_prompt(first, as_documents(articles))
+        then = [(f"\n\n{more}{given(question)}", reply) for question, more, reply in then]
+        yield TrainingExample(replace(prompt, notes=tuple(notes)), reply, EXAM, then=tuple(then))
+
+
+class Where:
+    """A world's articles by what they tell."""
+
+    def __init__(self, world: World):
+        self.articles = world.articles
+        by_id = {article.id: article for article in world.articles}
+        self.told = {key: by_id[id] for key, id in told(world).items()}
+
+    def found_by(self, query: str) -> Article | None:
+        """The article that a search is for: of the subject, or one that tells its first name."""
+        name, first, noun = ASKED.fullmatch(query).groups()
+        return self.told.get((noun, first or name)) or self.told.get(("name", name))
+
+
+def draw_chain(rng: random.Random, world: World, noun: str, name: str) -> Chain:
+    """A question that begins with a fact, at times by the other name of its subject."""
+    first = first_name(world, noun, name)
+    if rng.random() < NAMED_BOTH and RELATIONS[noun].subject in WITH_SECOND:
+        name = world.second.get(first, name)
+    nouns, object = [noun], world.facts[noun, first]
+    for _ in range(rng.randrange(4)):
+        kind = RELATIONS[nouns[-1]].object
+        choices = [n for n, r in RELATIONS.items() if r.subject == kind and n not in nouns]
+        if choices:
+            nouns.append(rng.choice(choices))
+            object = world.facts[nouns[-1], object]
+    said = name != first and rng.random() < NAMED_BOTH
+    return Chain(name, tuple(nouns), first if said else "")
+
+
+def asked_and_answered(
+    rng: random.Random, where: Where, known: Knowledge, chain: Chain
+) -> Iterator[tuple[str, str, str]]:
+    """The turns of one question: its text, the document that the last search found, the reply."""
+    if chain.first:
+        known.add([Fact("name", chain.start, chain.first, chain.kind)])
+    found, replies, queries = "", [], ["", chain.text]
+    while len(replies) < MOST_TURNS:
+        path = follow(known, *rest_of(chain, replies))
+        ending = path.search(queries[-2]) if path.query else ""
+        replies.append(" ".join([*path.sentences, *([ending] if ending else [])]))
+        yield chain.text, found, replies[-1]
+        if "<keywords>" not in ending:
+            return
+        queries.append(ending.removeprefix("<keywords>").removesuffix("</keywords>"))
+        helps = where.found_by(queries[-1]) if rng.random() < FOUND else None
+        article = helps or rng.choice(where.articles)
+        known.add(article.facts)
+        found = f"[1] {article.title}\n{article.content}\n\n"
+
+
+def given(question: str) -> str:
+    return prompts.QA_PREFILL.format(question=question)
+
+
+def as_documents(articles: Sequence[Article]) -> list[Document]:
+    return [Document(a.id, a.title, a.content) for a in articles]
 
 
 def plain_facts(facts: tuple[Fact, ...]) -> list[Fact]:
@@ -60,7 +170,7 @@ def a_log(rng: random.Random, world: World, led: Fact, kv: bool) -> tuple[Note, 
     keep = f"{plain(last)} <ans>{last.object}</ans>{BLANK}"
     if not kv:
         return Note(led.subject, keep), [last]
-    after = f"{plain(led)} <keywords>the {noun} of {led.object}</keywords>{BLANK}"
+    after = f"{plain(led)} <keywords>{led.object}'s {noun}</keywords>{BLANK}"
     return Note(led.subject, keep, after, kv), [led, last]
 
 

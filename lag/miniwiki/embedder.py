@@ -53,7 +53,7 @@ def search_pairs(world: World, rng: random.Random) -> list[Pair]:
     pairs = []
     for (noun, subject), id in told(world).items():
         asked = rng.choice(list(RELATIONS)) if noun == "name" else noun
-        pairs.append(Pair(f"the {asked} of {subject}", texts[id]))
+        pairs.append(Pair(f"{subject}'s {asked}", texts[id]))
     known = Knowledge()
     for article in world.articles:
         known.add(article.facts)
@@ -64,7 +64,7 @@ def search_pairs(world: World, rng: random.Random) -> list[Pair]:
         key = f"{asked}\n{' '.join(path.sentences[-2:])}"
         first = row["question_decomposition"][0]["document_id"]
         pairs.append(Pair(asked, texts[first]))
-        begun = f"the {chain.nouns[0]} of {chain.start}"
+        begun = f"{chain.start}'s {chain.nouns[0]}"
         missing = PLAIN.format(noun=chain.nouns[0], s=chain.start, o=UNKNOWN)
         pairs.append(Pair(begun, key, f"{asked}\n{missing} <ans>{UNKNOWN}</ans>"))
         for sentence in path.sentences[:-1]:

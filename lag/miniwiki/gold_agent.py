@@ -46,7 +46,7 @@ EDITS = 2  # of a playbook at a time
 WRONG = 0.1  # of the logs: one of their facts has another object
 STRANGE = 0.15  # of the questions with logs: theirs are drawn at random
 FEW_LOGS = 0.5  # of the questions: a query adds one log, else as many as usual
-STATED = re.compile(r"The (\w+) of (\w+) is (that of )?(\w+)\.")
+STATED = re.compile(r"(\w+)'s (\w+) is (that of )?(\w+)\.")
 SAID = re.compile(r"^Query: (.*)\nReply: (.*)$", re.M)
 ANSWERED = re.compile(r"\s*<ans>(\w+)</ans>")
 Embed = Callable[[str], np.ndarray]  # text -> unit vector (E,)
@@ -120,7 +120,7 @@ def stated(text: str) -> tuple[Fact, ...]:
         Fact("name", subject, object, RELATIONS[noun].subject)
         if same
         else Fact(noun, subject, object)
-        for noun, subject, same, object in STATED.findall(text)
+        for subject, noun, same, object in STATED.findall(text)
         if object != UNKNOWN and noun in RELATIONS
     )
 
@@ -264,7 +264,7 @@ def follow(known: Knowledge, name: str, nouns: Sequence[str]) -> Followed:
             if not first:
                 say(noun, name, UNKNOWN)
             asked, kind = called(name, first), RELATIONS[noun].subject
-            forms = f"the {noun} of {asked}", f"the {noun} of the {kind} {asked}"
+            forms = f"{asked}'s {noun}", f"the {kind} {asked}'s {noun}"
             return Followed(tuple(sentences), *forms)
         say(noun, name, found)
         name = found

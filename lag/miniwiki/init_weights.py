@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lag.miniwiki.tokenizer import MAX_LENGTH, vocabulary
-from lag.miniwiki.world import NAMES, RELATIONS, TRAINING_NAMES
+from lag.miniwiki.world import NAMES, TRAINING_NAMES
 
 HEAD_WIDTH = 64  # with 32, one head cannot tell a thousand names apart
 THETA = 1e7  # so that most pairs of a head turn too slowly to blur a match far away
@@ -54,8 +54,6 @@ def make_model(seed: int, width: int = 128, heads: int = 4, layers: int = 4) -> 
     vectors = model.model.embed_tokens.weight  # (V, E), tied to the output
     torch.nn.init.normal_(vectors, std=width**-0.5)
     with torch.no_grad():
-        for noun in RELATIONS:  # what a question asks begins a reply in capitals
-            vectors[vocab[f"the {noun} of"]] = vectors[vocab[f"The {noun} of"]]
         wire(model)
     learned = torch.ones(len(vocab), 1)
     learned[[vocab[name] for name in (*NAMES, *TRAINING_NAMES)]] = 0

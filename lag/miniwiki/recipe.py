@@ -19,25 +19,28 @@ class Recipe:
     tokens: how many the model reads, prompts included. batch_tokens: per step.
     annealing: as many more, at annealing_rate, of which most show how logs are used.
     articles, questions: size of each training world.
-    lookups: share of the training that is look-ups and nothing else; drills: how many of them a
-        group has. kept: how many stand among the loop's prompts of a group, so that they stay known.
+    lookups: share of the training until which it is look-ups and nothing else; exams: until which
+        it is exams. drills, exercises: how many of each a group has then. kept: how many of each
+        stand among the loop's prompts of a group, so that they stay known.
     """
 
     seed: int = 1
-    tokens: int = 17_000_000
-    annealing: int = 2_500_000
+    tokens: int = 16_000_000
+    annealing: int = 2_000_000
     batch_tokens: int = 1024
     articles: int = 800
     questions: int = 600
     width: int = 128
     heads: int = 4
-    layers: int = 5
-    rate: float = 1e-3
+    layers: int = 4
+    rate: float = 1.5e-3
     annealing_rate: float = 6e-4
     warmup: float = 0.02
     lookups: float = 0.12
+    exams: float = 0.35
     drills: int = 2000
-    kept: int = 300
+    exercises: int = 1200
+    kept: int = 150
     dimensions: int = 128
     embedder_steps: int = 400
     without: str = ""

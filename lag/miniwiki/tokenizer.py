@@ -39,10 +39,10 @@ def phrases() -> list[str]:
     """Text that is one token although it has several words."""
     rules = [prompts.SYSTEM, prompts.QA_RULES, prompts.DIRECT_RULES, prompts.CURATOR_RULES]
     headers = [prompts.LOGS_HEADER, prompts.SHEET_HEADER, prompts.STEPS_HEADER, SHEET_LABEL]
-    nouns = [f"{the} {noun} of" for noun in RELATIONS for the in ("The", "the")]
+    nouns = [f"'s {noun}" for noun in RELATIONS]
     verbs = [between(w) for relation in RELATIONS.values() for w in relation.wordings]
     kinds = [text for kind in KINDS for text in (f"is a {kind}.", f"({kind})", f"the {kind}")]
-    seconds = [*(between(wording) for wording in SECOND_NAMES), "that of", ", now called"]
+    seconds = [*(between(wording) for wording in SECOND_NAMES), "that of", "(now"]
     formers = ["and is now", ", no longer"]
     numbers = [f"[{n}]" for n in range(1, MOST_NUMBERED + 1)]
     fixed = [*rules, *headers, *LABELS, *ASKED, *TAGS, *map(str.strip, PLAYBOOK)]
@@ -80,7 +80,7 @@ def word_pieces() -> Tokenizer:
         [
             decoders.WordPiece(prefix="##", cleanup=False),
             decoders.Fuse(),
-            decoders.Replace(Regex(r" (?=[.,:;?!)\n]|</)"), ""),
+            decoders.Replace(Regex(r" (?=[.,:;?!)\n]|'s |</)"), ""),
             decoders.Replace(Regex(r"(?<=[>(\n]) "), ""),
         ]
     )

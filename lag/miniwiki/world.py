@@ -119,12 +119,12 @@ RELATIONS = {relation.noun: relation for relation in (
 )}
 # fmt: on
 
-PLAIN = "The {noun} of {s} is {o}."  # the wording that every relation also has
+PLAIN = "{s}'s {noun} is {o}."  # the wording that every relation also has
 CORRECTED = (
-    "The {noun} of {s} was {x} and is now {o}.",
-    "The {noun} of {s} is {o}, no longer {x}.",
+    "{s}'s {noun} was {x} and is now {o}.",
+    "{s}'s {noun} is {o}, no longer {x}.",
 )
-BOTH = "{second}, now called {first}"
+BOTH = "{second} (now {first})"
 SECOND_NAMES = ("{s} is another name of {o}.", "{s} is the old name of {o}.")
 LANGUAGES = 0.03  # as many as this share of the articles; they have no articles
 WITH_SECOND = ("person", "city", "company")
@@ -173,8 +173,8 @@ class Chain:
     @property
     def text(self) -> str:
         asked = "Who" if RELATIONS[self.nouns[-1]].object == "person" else "What"
-        inner = "".join(f"the {noun} of " for noun in reversed(self.nouns))
-        return f"{asked} is {inner}{called(self.start, self.first)}?"
+        way = "".join(f"'s {noun}" for noun in self.nouns)
+        return f"{asked} is {called(self.start, self.first)}{way}?"
 
 
 def called(name: str, first: str) -> str:

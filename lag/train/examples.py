@@ -34,12 +34,14 @@ class TrainingExample:
 
     only_after: a word of one token; only what follows it in the reply is a target. Empty: the
         whole reply is.
-    weight: what its loss is multiplied by. ended: whether the reply ends its turn, and was not cut.
+    then: what follows the reply, in turn: text that is given and no target, and the reply to it.
+    weight: what its loss is multiplied by. ended: whether a reply ends its turn, and was not cut.
     """
 
     prompt: Prompt
     reply: str
     format: Format
     only_after: str = ""
+    then: tuple[tuple[str, str], ...] = ()
     weight: float = 1.0
     ended: bool = True
