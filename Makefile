@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+VLLM ?= .venv-vllm
 RUN := $(VENV)/bin/python
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
@@ -20,7 +21,7 @@ AT_ONCE = --batch-size 64
 DO = OMP_NUM_THREADS=1 $(RUN)
 KV_MODES = log_kv,log_kv_all,log_kv_last_action,log_kv_last_as_context
 
-.PHONY: install test check format stress bench demo demo-quick worlds four-way tables logs clean real real-quick real-full real-data real-logs real-train
+.PHONY: install test check format stress vllm-test bench demo demo-quick worlds four-way tables logs clean real real-quick real-full real-data real-logs real-train
 
 install: $(VENV)/.installed
 
@@ -32,7 +33,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 	@touch $@
 
 test: install
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not stress and not gpu"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not stress and not gpu and not vllm"
 
 check: install
 	$(RUN) -m ruff check .
@@ -47,6 +48,16 @@ stress: install
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m stress
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/damage.py
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/same_replies.py
+	$(MAKE) --no-print-directory vllm-test
+
+# A server in an environment of its own: vLLM and the toolkit want other versions of transformers.
+$(VLLM)/.installed: requirements-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-vllm.txt
+	@touch $@
+
+vllm-test: install $(VLLM)/.installed
+	OMP_NUM_THREADS=1 LAG_VLLM=$(VLLM)/bin/python $(RUN) -m pytest -m vllm tests/engine
 
 bench: install
 	for name in storage exactness decoding reuse linking upkeep tiers startup agent drafts growing; do \
@@ -154,4 +165,4 @@ four-way: install
 	$(DO) benchmarks/four_way.py -d miniwiki --data data/four-way
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) .pytest_cache .ruff_cache .hypothesis

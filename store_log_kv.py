@@ -286,7 +286,7 @@ def stats(args: argparse.Namespace) -> int:
 
 def known_logs(args: argparse.Namespace, paths: Paths) -> Any:
     """What tells which logs use a file; None, and why, where there is no telling."""
-    from lag.model.openai_endpoint import load_tokenizer
+    from lag.model.loaded import load_tokenizer
 
     try:
         logs = load_logs(args, paths)

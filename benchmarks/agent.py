@@ -73,6 +73,7 @@ class NaiveLLM:
         self.model = measure.the_librarys(llm.model)
         self.caches = naive.load(pickled)
         self.room, self.count, self.num_tokens = llm.room, llm.count, llm.num_tokens
+        self.can_be_encoded = llm.can_be_encoded
         self.asked: list[tuple[Any, Any]] = []
 
     def close(self) -> None:

@@ -2,15 +2,19 @@
 
 python benchmarks/decoding.py
 
-C12: the library's own cache over ours, at 8,192 tokens.
+C12: the library's own cache over ours, at 8,192 tokens. S5: what a token of 16 rows of the embedded model
+costs beside its products and its attention, on our route over the library's classes, to which the same
+cache and the same choice of tokens belong.
 """
 
+import argparse
 from typing import Any
 
 import measure
 from measure import Measure
 
 PREFIX, STEPS = 8192, 24  # tokens
+ROWS, PROMPT = 16, 300  # of the embedded model; tokens
 
 
 def routes(shape: str) -> dict[str, Any]:
@@ -55,9 +59,69 @@ def made_up(model: Any, ids: tuple[int, ...]) -> Any:
     return KVSpan(ids, keys, values)
 
 
+def bookkeeping(name: str) -> dict[str, Any]:
+    """A token of every row: on our route, on the library's, and nothing but products and attention."""
+    import torch
+    from torch.nn.functional import linear, scaled_dot_product_attention
+
+    from lag.kv.sequence import SequencePlan
+    from lag.model.decoder import Decoder
+    from lag.model.llm import LLM
+    from lag.model.request import Request
+    from lag.model.sampling import choose
+    from lag.prompts import Prompt
+
+    model = LLM.load(name).model
+    ours, library = Decoder(model, slots=ROWS), Decoder(model, slots=ROWS)
+    assert ours.llama, "this model has no route of its own"
+    library.llama = None
+    for decoder in (ours, library):
+        decoder.prefill([SequencePlan(tail=measure.tokens(PROMPT, n, 1000)) for n in range(ROWS)])
+
+    def written(decoder: Decoder) -> None:
+        rows = [Request(n, Prompt(""), STEPS + 2, None, ids=[7]) for n in range(ROWS)]
+        for _ in range(STEPS):
+            choose(decoder.extend([row.ids[-1:] for row in rows]), rows, frozenset())
+        decoder.take_back([STEPS] * ROWS)
+
+    head = model.get_output_embeddings().weight
+    layers = [
+        [m.weight for m in layer.modules() if isinstance(m, torch.nn.Linear)]
+        for layer in model.model.layers
+    ]
+    given = {width: torch.randn(ROWS, width) for width in (head.shape[1], layers[0][-1].shape[1])}
+    held = [(layer.keys, layer.values) for layer in ours.cache.layers]
+    queries = torch.randn(ROWS, held[0][0].shape[1], 1, held[0][0].shape[-1])
+
+    @torch.inference_mode()
+    def products() -> None:
+        for _ in range(STEPS):
+            for weights, (keys, values) in zip(layers, held, strict=True):
+                for weight in weights:
+                    linear(given.get(weight.shape[1], given[head.shape[1]]), weight)
+                scaled_dot_product_attention(queries, keys, values)
+            linear(given[head.shape[1]], head)
+
+    return {"library": lambda: written(library), "ours": lambda: written(ours), "bare": products}
+
+
+def beside(args: argparse.Namespace) -> tuple[Measure, dict[str, Any]]:
+    """S5, of the least seconds of each route: what else the machine does only adds to them."""
+    seconds = measure.take_turns(bookkeeping(args.model), 2 * args.repeats)
+    least = {name: min(times) for name, times in seconds.items()}
+    share = (least["ours"] - least["bare"]) / (least["library"] - least["bare"])
+    what = f"per token beside products, our route / the library's; embedded model, {ROWS} rows"
+    return Measure("S5", what, round(share, 3), most=0.333), measure.in_milliseconds(seconds)
+
+
 def main() -> None:
-    args = measure.parse_args(__doc__)
-    measures, timings = [], {}
+    from lag.tasks import TASKS
+
+    parser = measure.make_parser(__doc__)
+    parser.add_argument("--model", default=TASKS["miniwiki"].model, help="of S5 (%(default)s)")
+    args = parser.parse_args()
+    row, times = beside(args)
+    measures, timings = [row], {f"embedded model, {ROWS} rows, {STEPS} tokens": times}
     for shape in measure.SHAPES:
         seconds = measure.take_turns(routes(shape), args.repeats)
         timings[f"{shape}, {STEPS} tokens"] = measure.in_milliseconds(seconds)

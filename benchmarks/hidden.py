@@ -7,31 +7,43 @@ Free: what the model replies; it may search on. Forced: which of the three kept 
 likeliest in the right reply.
 
 python benchmarks/hidden.py --questions 500
+python benchmarks/hidden.py --questions 500 --forced 100 --provider vllm --out benchmarks/results/hidden_vllm.json
+
+With `--provider vllm` a server replies, which reads the same spans (`make vllm-test` builds it).
 """
 
 import argparse
+import contextlib
 import itertools
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import measure  # first: it finds the toolkit
+from engine_server import EngineServer
 from measure import Measure
 
 from lag import prompts
 from lag.actions import parse
+from lag.engine.transfer_config import transfer_config
+from lag.http import Client
+from lag.kv_store import serving
+from lag.kv_store.filling import Encoder
 from lag.miniwiki.drills import log_of
 from lag.miniwiki.gold_agent import Knowledge, follow
 from lag.miniwiki.world import RELATIONS, Chain, World, generate, keys_of
+from lag.model.chat import kv_pairs
 from lag.model.decoder import Decoder
 from lag.model.llm import LLM
+from lag.model.vllm_endpoint import VllmEndpoint
 from lag.modes import MODES, last_response
 from lag.prompts import Note, Prompt
-from lag.records import Document, Log
+from lag.records import Document, Log, Reply
 from lag.tasks import TASKS
 
 SEED = 2101  # a world that nothing else is measured on
@@ -152,14 +164,41 @@ def likeliest(llm: LLM, prompt: Prompt, replies: Sequence[str]) -> int:
     return int(scores.argmax())
 
 
-def share_chosen(llm: LLM, asked: list[Case], make: Callable[[Case], Prompt]) -> float:
+def likeliest_served(served: VllmEndpoint, prompt: Prompt, replies: Sequence[str]) -> int:
+    """The same on a server: of each token behind what the replies have in common, how likely it is."""
+    told = [served.chat.content_ids(reply) for reply in replies]
+    common = next(n for n, ids in enumerate(itertools.zip_longest(*told)) if len({*ids}) > 1)
+    pieces = served.chat.encode(prompt)
+    body = served.body_of(prompt, pieces, kv_pairs(prompt, pieces)) | {
+        "max_tokens": 1,
+        "logprobs": 0,
+    }
+
+    def score(row: int, place: int) -> float:
+        wanted = {"prompt": [*body["prompt"], *told[row][:place]]}
+        answer = served.completion(body | wanted | {"allowed_token_ids": [told[row][place]]})
+        return answer["choices"][0]["logprobs"]["token_logprobs"][0]
+
+    with ThreadPoolExecutor(16) as pool:
+        each = [
+            [pool.submit(score, row, place) for place in range(common, len(ids))]
+            for row, ids in enumerate(told)
+        ]
+    scores = [sum(one.result() for one in row) for row in each]
+    return scores.index(max(scores))
+
+
+def share_chosen(
+    llm: LLM | VllmEndpoint, asked: list[Case], make: Callable[[Case], Prompt]
+) -> float:
     """Share of cases whose right reply is likelier than the same with another log's answer."""
     right = total = 0
+    choose = likeliest if isinstance(llm, LLM) else likeliest_served
     for case in asked:
         kept = [answer_of(log) for log in case.logs]
         if len({*kept}) == len(kept):
             replies = [case.reply.replace(case.answer, other) for other in kept]
-            right += kept[likeliest(llm, make(case), replies)] == case.answer
+            right += kept[choose(llm, make(case), replies)] == case.answer
             total += 1
     return right / total
 
@@ -168,16 +207,46 @@ def answer_of(log: Log) -> str:
     return parse(last_response(log), "keywords").text
 
 
-def share_right(llm: LLM, asked: list[Case], make: Callable[[Case], Prompt]) -> tuple[float, float]:
+def replies_of(llm: LLM | VllmEndpoint, asked: Sequence[Prompt]) -> list[Reply]:
+    """All at once."""
+    batch, found = llm.in_flight(len(asked)), {}
+    for number, prompt in enumerate(asked):
+        batch.submit(number, prompt)
+    while len(found) < len(asked):
+        found |= batch.step()
+    return [found[number] for number in range(len(asked))]
+
+
+def share_right(
+    llm: LLM | VllmEndpoint, asked: list[Case], make: Callable[[Case], Prompt]
+) -> tuple[float, float]:
     """Shares of right answers, and of wrong ones; the rest searches on."""
     right = wrong = 0
     for start in range(0, len(asked), 32):
         batch = asked[start : start + 32]
-        for case, reply in zip(batch, llm.generate([make(case) for case in batch])):
+        for case, reply in zip(batch, replies_of(llm, [make(case) for case in batch])):
             action = parse(reply.text, "keywords")
             right += action.name == "answer" and action.text == case.answer
             wrong += action.name == "answer" and action.text != case.answer
     return right / len(asked), wrong / len(asked)
+
+
+@contextlib.contextmanager
+def opened(args: argparse.Namespace, folder: Path) -> Iterator[LLM | VllmEndpoint]:
+    """Who replies, with its store open: the model here, or a server that reads what it encodes."""
+    llm = LLM.load(args.model, max_new_tokens=64)
+    store = llm.open_store(folder, MODE)
+    if args.provider == "hf":
+        yield llm
+        return
+    serving.save(store, llm.kv.rotator, llm.kv.max_log_tokens, Path(args.model))
+    config = transfer_config(folder, store.fingerprint["digest"])
+    with EngineServer(args.model, config, folder / "server.log") as server:
+        encoder = Encoder(lambda dtype: llm, "store_log_kv.py", args.model)
+        settings = dict(encoder=encoder, max_new_tokens=64, concurrency=32)
+        served = VllmEndpoint(server.url, args.model, Client(), llm.tokenizer, **settings)
+        served.open_store(folder, MODE)
+        yield served
 
 
 def main() -> None:
@@ -185,17 +254,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--questions", type=int, default=500, help="how many (%(default)s)")
+    parser.add_argument("--forced", type=int, help="of them, for the forced choice; default: all")
+    parser.add_argument(
+        "--provider", choices=("hf", "vllm"), default="hf", help="who replies (%(default)s)"
+    )
     parser.add_argument("--model", default=TASKS["miniwiki"].model, help="folder (%(default)s)")
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/")
     args = parser.parse_args()
-    llm = LLM.load(args.model, max_new_tokens=64)
     asked = list(cases(generate(SEED), args.questions))
     args.repeats, rows, shares = 1, [], {}
-    with tempfile.TemporaryDirectory() as folder:
-        llm.open_store(Path(folder), MODE)
+    with tempfile.TemporaryDirectory() as folder, opened(args, Path(folder)) as llm:
         for kind, what in KINDS.items():
             make = partial(prompt_of, kind=kind)
-            (right, wrong), forced = share_right(llm, asked, make), share_chosen(llm, asked, make)
+            right, wrong = share_right(llm, asked, make)
+            forced = share_chosen(llm, asked[: args.forced], make)
             tokens = sum(llm.num_tokens(n.keep) for n in notes_of(asked[0], kind)) / NUM_LOGS
             shares[kind] = {
                 "right": right,
@@ -205,7 +277,8 @@ def main() -> None:
             }
             rows.append(Measure("H1", f"right answers: {what}", round(right, 3)))
             rows.append(Measure("H2", f"forced choice of three: {what}", round(forced, 3)))
-    measure.report(args, rows, {"questions": args.questions, "shares": shares})
+    told = {"questions": args.questions, "forced": args.forced or args.questions, "shares": shares}
+    measure.report(args, rows, told | {"provider": args.provider})
 
 
 if __name__ == "__main__":

@@ -141,9 +141,9 @@ def bytes_per_log() -> Table:
     return rows
 
 
-def hidden() -> Table:
+def hidden(name: str = "hidden") -> Table:
     """What enters, by kind: free replies, and which of three answers is likeliest."""
-    shares = read("hidden")["timings"]["shares"]
+    shares = read(name)["timings"]["shares"]
     rows = [["what enters", "free: right, %", "wrong, %", "forced choice of three: right, %"]]
     for kind, what in KINDS.items():
         names = ("right", "wrong", "forced")
@@ -333,6 +333,63 @@ def markers() -> Table:
     return rows
 
 
+SERVED = {"serving": "embedded", "serving_real": "SmolLM2-135M"}  # result files
+
+
+def served_runs() -> Table:
+    """vLLM with log KV against this process: the same replies, and seconds of whole runs."""
+    rows = [
+        [
+            "model",
+            "mode",
+            "questions",
+            "replies compared",
+            "equal",
+            "errors",
+            "seconds here",
+            "vLLM",
+        ]
+    ]
+    for name, model in SERVED.items():
+        if (RESULTS / f"{name}.json").is_file():
+            for mode, one in read(name)["timings"]["runs"].items():
+                counts = (one[what] for what in ("questions", "replies", "equal", "errors"))
+                seconds = (f"{one[f'seconds_{where}']:.0f}" for where in ("in_process", "vllm"))
+                rows.append([model, f"`{mode}`", *map(str, counts), *seconds])
+    return rows
+
+
+def served_checks() -> Table:
+    """What must not go wrong there, and how many times sooner it is."""
+    names = [name for name in SERVED if (RESULTS / f"{name}.json").is_file()]
+    found = [row for row in measures(*names) if row["id"] != "V1"]
+    return [["id", "measure", "value"], *([r["id"], r["what"], f"{r['value']:.3g}"] for r in found)]
+
+
+def timed(name: str) -> bool:
+    return (RESULTS / f"{name}.json").is_file() and "seconds" in read(name)["timings"]
+
+
+def served_seconds() -> Table:
+    """Seconds to the first token, and of eight requests at once."""
+    rows = [
+        ["model", "seconds", "vLLM, logs as text", "vLLM, KV", "here, logs as text", "here, KV"]
+    ]
+    said = {"first": "to the first token, one at a time", "eight": "8 at once, 16 tokens each"}
+    for name, model in SERVED.items():
+        if timed(name):
+            told = read(name)["timings"]["seconds"]
+            for part, what in said.items():
+                names = ("plain", "kv", "in_process_text", "in_process")
+                cells = [f"{told[f'{part}_{one}']:.2f}" for one in names]
+                rows.append([model, what, *cells])
+    return rows
+
+
+def hidden_served() -> Table:
+    return hidden("hidden_vllm")
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "short": lambda: pooled(SHORT),
     "worlds": lambda: pooled(SHOWN),
@@ -360,6 +417,12 @@ if (RESULTS / "real_exactness.json").is_file():
     TABLES |= {"real-exactness": real_exactness}
 if (RESULTS / "real_hidden.json").is_file():
     TABLES |= {"real-hidden": real_hidden}
+if (RESULTS / "serving.json").is_file():
+    TABLES |= {"served-runs": served_runs, "served-checks": served_checks}
+if any(map(timed, SERVED)):
+    TABLES |= {"served-seconds": served_seconds}
+if (RESULTS / "hidden_vllm.json").is_file():
+    TABLES |= {"hidden-served": hidden_served}
 
 
 def markdown(table: Table) -> str:

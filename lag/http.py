@@ -193,10 +193,12 @@ class Client:
         body: object = None,
         headers: Mapping[str, str] | None = None,
         parse: Callable[[Any], T] = lambda answer: answer,
+        explain: Callable[["Transient"], None] = lambda error: None,
     ) -> T:
         """The parsed answer to a GET, or with a body to a POST of JSON.
 
         parse: may raise `Transient` for an answer that is no use.
+        explain: may raise `Refused` for a failure that no other try would mend.
 
         Raises:
             Transient: also the last try failed. Refused: the server said no.
@@ -208,6 +210,7 @@ class Client:
             try:
                 answer = parse(decoded(attempt(url, data, headers, self.timeout), url))
             except Transient as error:
+                explain(error)
                 self.failed(error)
                 if self.stopped.is_set():
                     raise GivenUp(

@@ -53,6 +53,7 @@ ROOMS = {
     "kv": GROUND,
     "kv_store": GROUND | {"kv"},
     "model": GROUND | {"kv", "kv_store"},
+    "engine": GROUND | {"kv", "kv_store"},
     "retrieval": GROUND,
     "logs": GROUND | {"retrieval"},
     "agent": GROUND | {"retrieval", "logs"},
@@ -126,6 +127,18 @@ def test_imports_flow_one_way_between_rooms():
         if room_of(module) != room_of(target) and room_of(target) not in ROOMS[room_of(module)]
     ]
     assert not wrong
+
+
+def test_only_the_engine_room_knows_vllm():
+    """The toolkit's environment never holds it, so that any other import breaks at once."""
+    knowing = set()
+    for path in [*SCRIPTS, *MODULES]:
+        for node in ast.walk(tree_of(path)):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if any(name.split(".")[0] == "vllm" for name in names):
+                knowing.add(path.relative_to(ROOT).as_posix())
+    assert knowing == {"lag/engine/connector.py"}
 
 
 def test_imports_have_no_circle():

@@ -146,7 +146,6 @@ STAGES = {
     "model.request": "continuous",
     "model.sampling": "continuous",
     "model.scheduler": "continuous",
-    "model.threads": "react",
     "records": "traces",
     "retrieval.bm25": "lexical",
     "retrieval.embedder": "retrieve",

@@ -62,11 +62,7 @@ def rotate(
     width = own.shape[-1]
     out = torch.empty_like(keys) if out is None else out
     rotated = keys[..., :width].to(own.dtype)
-    swapped = torch.empty_like(rotated)
-    a, b = _pairs(rotated, interleaved)
-    factors, into = _pairs(others, interleaved), _pairs(swapped, interleaved)
-    for other, factor, part in zip((b, a), factors, into, strict=True):
-        torch.mul(other, factor, out=part)
+    swapped = _swapped(rotated, interleaved).mul_(others)
     if out.dtype == own.dtype:  # written where it belongs, without a copy
         torch.mul(rotated, own, out=out[..., :width]).add_(swapped)
     else:
@@ -76,8 +72,11 @@ def rotate(
     return out
 
 
-def _pairs(keys: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
-    return (keys[..., 0::2], keys[..., 1::2]) if interleaved else keys.chunk(2, -1)
+def _swapped(keys: Tensor, interleaved: bool) -> Tensor:
+    """A copy in which the two of each pair stand in each other's place."""
+    if interleaved:
+        return keys.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return keys.roll(keys.shape[-1] // 2, -1)
 
 
 def _paired(a: Tensor, b: Tensor, interleaved: bool) -> Tensor:

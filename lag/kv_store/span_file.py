@@ -1,6 +1,6 @@
 """The bytes of one stored span: safetensors, with a header that says what it is.
 
-A file is read in one piece into memory of its own: what was verified is what is used, whatever
+A file is read whole into memory of its own: what was verified is what is used, whatever
 happens to the file meanwhile. A tensor is a view of that memory.
 """
 
@@ -23,10 +23,13 @@ from torch import Tensor
 from lag.kv.quantize import KVFormat, pack, unpack
 from lag.kv.span import KVSpan, Pair
 from lag.kv_store.fingerprint import raw
+from lag.kv_store.read_memory import ReadMemory
 
 LENGTH_BYTES = 8  # of the length of the JSON that a safetensors file begins with
 SUM_BYTES = 8  # of a checksum
-
+# Bytes that are read at once: from a core's own cache they are copied on in half the time that the
+# system takes to fill memory with them.
+PIECE = 1 << 18
 
 DTYPES = {
     "F64": torch.float64,
@@ -67,17 +70,34 @@ def read_span(
     keep: Sequence[int],
     identity: dict[str, str],
     kv_format: KVFormat,
+    memory: ReadMemory | None = None,
 ) -> KVSpan:
-    """Read one file and check everything it holds.
+    """Read one file and check everything it holds. memory: as `read_whole`.
 
     Raises:
         FileNotFoundError: there is none.
         Damaged: it does not hold these tokens' span under this identity, bit for bit.
     """
-    header, tensors = _verified(read_whole(path), identity)
-    if tensors["after"].tolist() != list(after) or tensors["keep"].tolist() != list(keep):
+    pair, span = read_any_span(path, identity, kv_format, memory)
+    if pair != (tuple(after), tuple(keep)):
         raise Damaged("it was made from other tokens")
-    return unpack(tensors, tuple(keep), header["num_layers"], DTYPES[header["of"]], kv_format)
+    return span
+
+
+def read_any_span(
+    path: Path, identity: dict[str, str], kv_format: KVFormat, memory: ReadMemory | None = None
+) -> tuple[Pair, KVSpan]:
+    """Read one file; return the token ids (after, keep) that it was made from, and its span.
+
+    memory: as `read_whole`.
+
+    Raises:
+        FileNotFoundError, Damaged: as `read_span`.
+    """
+    header, tensors = _verified(read_whole(path, memory), identity)
+    after, keep = (tuple(tensors[name].tolist()) for name in ("after", "keep"))
+    span = unpack(tensors, keep, header["num_layers"], DTYPES[header["of"]], kv_format)
+    return (after, keep), span
 
 
 def verify(path: Path, identity: dict[str, str]) -> Pair:
@@ -178,17 +198,20 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def read_whole(path: Path) -> Tensor:
-    """A file's bytes, (N,) uint8, in one read.
+def read_whole(path: Path, memory: ReadMemory | None = None) -> Tensor:
+    """A file's bytes, (N,) uint8.
+
+    memory: where to read it to; fresh unless given.
 
     Raises:
         FileNotFoundError, Damaged: as `opened`, or it became shorter while it was read.
     """
     with opened(path) as file:
-        # numpy asks for large pages, which makes fresh memory four times as fast to fill
-        content = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8)
+        content = (memory or ReadMemory()).take(os.fstat(file.fileno()).st_size)
+        piece = np.empty(min(PIECE, len(content)), dtype=np.uint8)
         filled = 0
-        while filled < len(content) and (count := file.readinto(content[filled:])):
+        while filled < len(content) and (count := file.readinto(piece[: len(content) - filled])):
+            content[filled : filled + count] = piece[:count]
             filled += count
     if filled < len(content):
         raise Damaged("it is shorter than it says")

@@ -16,6 +16,7 @@ from lag.kv.quantize import KV_FORMATS, as_read, pack
 from lag.kv.span import KVSpan, Pair
 from lag.kv_store.budgets import DiskBudget, SpanCache
 from lag.kv_store.fingerprint import LAYOUT_VERSION, difference
+from lag.kv_store.read_memory import ReadMemory
 from lag.kv_store.span_file import Damaged, read_span, span_bytes
 from lag.paths import Strategy
 
@@ -77,7 +78,7 @@ class KVStore:
         self.temporary = self.root / "temporary"
         self.identity = identity_of(fingerprint, strategy)
         self.span_cache, self.disk = span_cache or SpanCache(), disk or DiskBudget(folder)
-        self.uses_files, self.writable = uses_files, False
+        self.uses_files, self.writable, self.memory = uses_files, False, ReadMemory()
         self.counts = dict.fromkeys(COUNTS, 0)
         _check_made_by(self.root / "fingerprint.json", fingerprint)
 
@@ -131,7 +132,7 @@ class KVStore:
         assert tuple(keep) == span.ids
         content = span_bytes(span, after, self.identity, self.kv_format)
         path, before = self.path(after, keep), self.disk.removed
-        self._make_writable()
+        self.make_writable()
         self.disk.make_room(path, len(content))
         self.counts["evicted"] += self.disk.removed - before
         write_bytes(path, content, mode=OWNER_ONLY, aside=self.temporary)
@@ -142,7 +143,7 @@ class KVStore:
         try:
             if not self.uses_files:
                 return None
-            span = read_span(path, *pair, self.identity, self.kv_format)
+            span = read_span(path, *pair, self.identity, self.kv_format, self.memory)
         except FileNotFoundError:
             return None
         except (Damaged, OSError) as error:
@@ -175,7 +176,7 @@ class KVStore:
             logger.log(level, "KV could not be stored (told once, counted): %s", error)
             self.counts["unpublished"] += 1
 
-    def _make_writable(self) -> None:
+    def make_writable(self) -> None:
         """Create the folders, say whose they are, and sweep what killed writers left."""
         if self.writable:
             return

@@ -57,8 +57,11 @@ class KVSource:
 
     def can_be_encoded(self, note: Note) -> bool:
         """Whether a KV note, with the text that it hides, fits into one forward of the model."""
-        most = max_log_tokens(self.loaded.model, self.rotator)
-        return not note.kv or sum(map(len, self.loaded.chat.note_ids(note))) <= most
+        return not note.kv or sum(map(len, self.loaded.chat.note_ids(note))) <= self.max_log_tokens
+
+    @property
+    def max_log_tokens(self) -> int:
+        return max_log_tokens(self.loaded.model, self.rotator)
 
     def encode(self, pairs: Sequence[Pair]) -> list[KVSpan]:
         adapter = self.loaded.adapter

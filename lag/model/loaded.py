@@ -164,6 +164,25 @@ def weight_files(name: str, gguf: str = "") -> list[Path]:
     return sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
 
 
+def load_tokenizer(
+    name: str, flag: str = "--tokenizer", gguf: str = ""
+) -> "PreTrainedTokenizerFast":
+    """The tokenizer of the served model, from a folder or the hub; a flag gave its name.
+
+    Raises:
+        ValueError: it cannot be loaded; says what to do.
+    """
+    from transformers import AutoTokenizer
+
+    from lag.hub import loading_advice
+
+    try:
+        source, file = locate(name, gguf)
+        return AutoTokenizer.from_pretrained(source, **({"gguf_file": file} if file else {}))
+    except Exception as error:  # the library raises what it likes here; all of it is named
+        raise ValueError(f"{flag} {name}: {loading_advice(name, error)}") from error
+
+
 # --- GGUF files: transformers turns the quantised tensors into ordinary ones ----------------------
 MARKS = ("hf_quantizer", "is_quantized", "quantization_method")
 CONFIG_MARKS = ("quantization_config", "_is_quantized")

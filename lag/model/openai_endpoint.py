@@ -1,14 +1,16 @@
 """Any OpenAI-compatible server on the model's side of the loop: chat completions over HTTP.
 
 Keys and values do not travel, so only text modes run here, with logs in the user's turn. The key
-comes from the environment alone, and goes nowhere but into the header of a request.
+comes from the environment alone, and goes nowhere but into the header of a request. The server
+batches by itself: each prompt in flight is a request in a thread of its own.
 """
 
 import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +20,9 @@ from urllib.parse import urlsplit
 
 from lag.http import Client, GivenUp, Refused, TooLarge, Transient, check_url, from_environment
 from lag.json_checks import clip
-from lag.model.threads import ThreadedRequests
 from lag.modes import Mode
 from lag.prompts import Note, Prompt
-from lag.records import Counts, Reply
+from lag.records import Counts, Ended, Reply
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast as Pretrained
@@ -90,6 +91,44 @@ def read_text(answer: object) -> str:
     return text
 
 
+class ThreadedRequests:
+    """Prompts that are asked at once, each in a thread of its own."""
+
+    def __init__(
+        self, reply: Callable[[Prompt], Reply], stop: Callable[[], None], most_at_once: int
+    ):
+        """
+        reply: asks one prompt, from any thread.
+        stop: lets no request wait for another try.
+        """
+        self.reply, self.stop = reply, stop
+        self.pool = ThreadPoolExecutor(most_at_once)
+        self.asked: dict[Future[Reply], Hashable] = {}
+
+    def submit(self, ticket: Hashable, prompt: Prompt) -> None:
+        self.asked[self.pool.submit(self.reply, prompt)] = ticket
+
+    def step(self) -> list[Ended]:
+        """Wait until something ends; a server that is lost comes last, behind what ended well."""
+        done, _ = wait(self.asked, return_when=FIRST_COMPLETED)
+        ended = [(self.asked.pop(future), outcome(future)) for future in done]
+        return sorted(ended, key=lambda one: isinstance(one[1], GivenUp))
+
+    def close(self) -> None:
+        """No thread may go on trying behind our back."""
+        if self.asked:
+            self.stop()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def outcome(future: Future[Reply]) -> Reply | Exception:
+    """A reply, or what it ended in; what is no failure of a request, an interrupt say, is raised."""
+    error = future.exception()
+    if error is not None and not isinstance(error, Exception):
+        raise error
+    return error or future.result()
+
+
 class Endpoint:
     """A served model: `records.LanguageModel`. Safe to use from threads.
 
@@ -127,7 +166,7 @@ class Endpoint:
         return {"digest": f"served as {self.name}"}
 
     def open_store(self, folder: Path, mode: Mode) -> None:
-        raise ValueError(f"{mode.name} needs keys and values in this process; use --provider hf")
+        raise ValueError(f"{mode.name} needs keys and values; use --provider hf or vllm")
 
     def can_be_encoded(self, note: Note) -> bool:
         return not note.kv
@@ -268,21 +307,3 @@ def room_of(tokenizer: "Pretrained", max_new_tokens: int) -> int:
             f"--max-new-tokens {max_new_tokens} leaves no room in a context of {length} tokens"
         )
     return length - max_new_tokens
-
-
-def load_tokenizer(name: str, flag: str = "--tokenizer", gguf: str = "") -> "Pretrained":
-    """The tokenizer of the served model, from a folder or the hub; a flag gave its name.
-
-    Raises:
-        ValueError: it cannot be loaded; says what to do.
-    """
-    from transformers import AutoTokenizer
-
-    from lag.hub import loading_advice
-    from lag.model.loaded import locate
-
-    try:
-        source, file = locate(name, gguf)
-        return AutoTokenizer.from_pretrained(source, **({"gguf_file": file} if file else {}))
-    except Exception as error:  # the library raises what it likes here; all of it is named
-        raise ValueError(f"{flag} {name}: {loading_advice(name, error)}") from error

@@ -65,7 +65,8 @@ class Scheduler:
         self.rows: list[Request] = []  # of the decoder; one that ended stays until the next step
         self.mark = 0.0
         self.openings: dict[tuple[Item, ...], ReusedPrefix] = {}
-        self.drafter = Drafter(draft, Costs.of(loaded.model), loaded.end_ids)
+        costs = Costs.of(loaded.model, padded=self.decoder.llama is None)
+        self.drafter = Drafter(draft, costs, loaded.end_ids)
 
     def __len__(self) -> int:
         return len(self.waiting) + sum(not request.ended for request in self.rows)

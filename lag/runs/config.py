@@ -30,19 +30,21 @@ class Provider:
     """Who generates.
 
     layouts, prefills: what it can do, the default first.
-    kv: whether keys and values can be given to it.
+    kv: whether keys and values can be given to it. served: whether it is a server.
     """
 
     name: str
     layouts: tuple[str, ...]
     prefills: tuple[str, ...]
     kv: bool
+    served: bool
 
 
 # fmt: off
 PROVIDERS = {provider.name: provider for provider in (
-    Provider("hf",     ("paper", "system-first", "user"), ("turn", "folded"),         kv=True),
-    Provider("openai", ("user",),                         ("folded", "turn", "auto"), kv=False),
+    Provider("hf",     ("paper", "system-first", "user"), ("turn", "folded"),         kv=True,  served=False),
+    Provider("openai", ("user",),                         ("folded", "turn", "auto"), kv=False, served=True),
+    Provider("vllm",   ("paper", "user"),                 ("turn", "folded"),         kv=True,  served=True),
 )}
 # fmt: on
 
@@ -57,8 +59,14 @@ def by_every_run(config: "RunConfig") -> str:
     return ""
 
 
-def by_provider(name: str) -> Callable[["RunConfig"], str]:
-    return lambda c: "" if c.provider == name else f" is for --provider {name}; leave it out"
+def by_process(config: "RunConfig") -> str:
+    here = " or ".join(name for name, one in PROVIDERS.items() if not one.served)
+    return f" is for --provider {here}; leave it out" if config.plays.served else ""
+
+
+def by_server(config: "RunConfig") -> str:
+    there = " or ".join(name for name, one in PROVIDERS.items() if one.served)
+    return "" if config.plays.served else f" is for --provider {there}; leave it out"
 
 
 def by_several_steps(config: "RunConfig") -> str:
@@ -271,19 +279,19 @@ class RunConfig:
     data: Path = row("what to run", "folder of all data sets", Path, "DIR", Path("data"))
 
     model: str = row("the model", "model folder or hub name", str, "NAME", usual="the data set's", settled=lambda c: c.task.model, identity=True, everyday=True)
-    gguf: str | None = row("the model", "which GGUF file of the model's folder or repository; a --model that ends in .gguf names one itself", str, "NAME", unread=by_provider("hf"), identity=True)
-    adapter: Path | None = row("the model", "folder of an adapter that train.py sft made of the model; of several in it, each question gets one that was not trained on it", adapter_folder, "DIR", unread=by_provider("hf"), named="adapter-{:.8}", stands_for=adapter_digest, everyday=True)
+    gguf: str | None = row("the model", "which GGUF file of the model's folder or repository; a --model that ends in .gguf names one itself", str, "NAME", unread=by_process, identity=True)
+    adapter: Path | None = row("the model", "folder of an adapter that train.py sft made of the model; of several in it, each question gets one that was not trained on it", adapter_folder, "DIR", unread=by_process, named="adapter-{:.8}", stands_for=adapter_digest, everyday=True)
     embedder: str = row("the model", "sentence-transformers folder or hub name", str, "NAME", usual="the data set's", settled=lambda c: c.task.embedder, everyday=True)
-    dtype: str = row("the model", "auto is the checkpoint's own on a GPU and float32 on a CPU", choices=("auto", "float32", "bfloat16", "float16"), default="auto", unread=by_provider("hf"))
+    dtype: str = row("the model", "auto is the checkpoint's own on a GPU and float32 on a CPU", choices=("auto", "float32", "bfloat16", "float16"), default="auto", unread=by_process)
     device: str = row("the model", "auto, cpu, cuda, cuda:1 ..., or map to spread one model over all GPUs", str, "NAME", "auto")
     trust_remote_code: bool = row("the model", "let a hub model run code of its own")
     batch_size: int = row("the model", "how many questions, or texts, are worked on at once", number(1), "N", 8, everyday=True)
-    draft: str = row("the model", "what replies are guessed from, to be checked several tokens at a time, which changes none: logs (their full traces, earlier replies and the prompt), the prompt, or off", choices=("logs", "prompt", "off"), default="logs", unread=by_provider("hf"))
+    draft: str = row("the model", "what replies are guessed from, to be checked several tokens at a time, which changes none: logs (their full traces, earlier replies and the prompt), the prompt, or off", choices=("logs", "prompt", "off"), default="logs", unread=by_process)
 
-    provider: str = row("a server", "a model in this process, or any OpenAI-compatible server", choices=tuple(PROVIDERS), default=DEFAULT_PROVIDER, named="{}")
-    base_url: str | None = row("a server", "where the server's API begins; a key is read from OPENAI_API_KEY alone", str, "URL", usual="the environment's OPENAI_BASE_URL", unread=by_provider("openai"))
-    timeout: float = row("a server", "seconds that the server has for a reply", real(0.01), "S", 120.0, unread=by_provider("openai"))
-    tokenizer: str | None = row("a server", "the served model's tokenizer, folder or hub name: lets prompts be counted and shortened before they are sent", str, "NAME", unread=by_provider("openai"))
+    provider: str = row("a server", "a model in this process, any OpenAI-compatible server, or vLLM with KV of logs (serve.py --vllm-config)", choices=tuple(PROVIDERS), default=DEFAULT_PROVIDER, named="{}")
+    base_url: str | None = row("a server", "where the server's API begins; a key is read from OPENAI_API_KEY alone", str, "URL", usual="the environment's OPENAI_BASE_URL", unread=by_server)
+    timeout: float = row("a server", "seconds that the server has for a reply", real(0.01), "S", 120.0, unread=by_server)
+    tokenizer: str | None = row("a server", "the served model's tokenizer, folder or hub name: lets prompts be counted and shortened before they are sent", str, "NAME", usual="with vllm --model", unread=by_server)
 
     solver: str = row("the loop", f"how a question is answered, a comma list runs several: {', '.join(SOLVERS)}", names(SOLVERS, "solver"), "NAME", DEFAULT_SOLVER, named="{}")
     retriever: str = row("the loop", "how documents are found; logs are always found by the embedder", choices=tuple(RETRIEVERS), default=DEFAULT_RETRIEVER, named="{}", unread=by_found_documents)
@@ -300,9 +308,9 @@ class RunConfig:
     format_retries: int = row("the loop", "ask again, with a reminder of the format, up to N times where a reply holds no answer and no query", number(0), "N", 0, named="retries{}")
     answer_fallback: bool = row("the loop", "take 'The answer is: X' as an answer where a reply holds no tag; the summary says how often", named="answer-fallback")
     stop_repeats: bool = row("the loop", "end a question, unanswered, whose reply is the one before again", named="stop-repeats", unread=by_greedy)
-    prefill: str = row("the loop", "what begins a reply stands in the model's turn, or at the end of the user's; auto asks a server which it can do", choices=("turn", "folded", "auto"), usual="turn, on a server folded", settled=lambda c: c.plays.prefills[0], named="{}")
+    prefill: str = row("the loop", "what begins a reply stands in the model's turn, or at the end of the user's; auto asks a server which it can do", choices=("turn", "folded", "auto"), usual="turn, with openai folded", settled=lambda c: c.plays.prefills[0], named="{}")
 
-    layout: str = row("the logs", "where logs stand: before the chat, after its system block, or, text only, in the user's turn", choices=("paper", "system-first", "user"), usual="paper, on a server user", settled=lambda c: c.plays.layouts[0], named="{}", compared=False)
+    layout: str = row("the logs", "where logs stand: before the chat, after its system block, or, text only, in the user's turn", choices=("paper", "system-first", "user"), usual="paper, with openai user", settled=lambda c: c.plays.layouts[0], named="{}", compared=False)
     num_logs: int | str = row("the logs", "logs that each query adds; all: every log that fits into half of a prompt, or into --log-tokens, the oldest first", number_or_all, "N", usual="the data set's: 3", settled=lambda c: c.task.num_logs, of="logs", named="l{}", everyday=True)
     log_order: str = row("the logs", "order of the logs in the prompt", choices=("similar-last", "similar-first", "entered"), default="similar-last", unread=by_retrieved_logs, of="logs", named="{}")
     log_limit: int = row("the logs", "use only the first N logs of the store, with --grow hold at most N; 0 means all", number(0), "N", 0, of="logs", named="first{}")
@@ -321,10 +329,10 @@ class RunConfig:
     evict: str = row("the logs", "which log goes where --log-limit is reached: the oldest, the one that entered the fewest questions, or the one most like the new one", choices=EVICT, default=EVICT[0], unread=by_full, of="logs", named="{}")
 
     kv_dtype: str = row("keys and values", "how stored KV keeps its numbers: auto as the model has them, or in fewer bits (see store_log_kv.py --compare)", choices=KV_DTYPES, default="auto", of="kv", named="{}")
-    sink: int = row("keys and values", "encode every log behind the first N tokens of a chat, which stand once in front of a prompt's logs", number(0), "N", 0, of="kv", named="sink{}")
-    recompute: int = row("keys and values", "compute the first K tokens of every log again where it stands, seeing all that stands before", number(0), "K", 0, of="kv", named="recompute{}")
-    kv: str = row("keys and values", "a log's KV is kept in a file and read again, or encoded by every run and not stored", choices=("store", "encode"), default="store", of="kv")
-    kv_memory: int = row("keys and values", "how much KV is held in memory for logs that come again, such as 500MB or 8GiB; the longest unused goes first", cli.size, "SIZE", 2 << 30, usual="2GiB", of="kv")
+    sink: int = row("keys and values", "encode every log behind the first N tokens of a chat, which stand once in front of a prompt's logs", number(0), "N", 0, unread=by_process, of="kv", named="sink{}")
+    recompute: int = row("keys and values", "compute the first K tokens of every log again where it stands, seeing all that stands before", number(0), "K", 0, unread=by_process, of="kv", named="recompute{}")
+    kv: str = row("keys and values", "a log's KV is kept in a file and read again, or encoded by every run and not stored", choices=("store", "encode"), default="store", unread=by_process, of="kv")
+    kv_memory: int = row("keys and values", "how much KV is held in memory for logs that come again, such as 500MB or 8GiB; the longest unused goes first", cli.size, "SIZE", 2 << 30, usual="2GiB", unread=by_process, of="kv")
     kv_disk: int | None = row("keys and values", "how much KV the data set may keep on disk; the longest unused files of other runs go first", cli.size, "SIZE", usual="no bound", of="kv")
 
     limit: int | None = row("the run", "only the first N questions of the split", number(1), "N", everyday=True)

@@ -6,7 +6,16 @@ from typing import Any
 
 from lag import cli
 from lag.modes import MODES
-from lag.runs.config import DEFAULTS, FLAGS, KV_MODES, REQUIRED, TEXT_MODES, RunConfig, spelling
+from lag.runs.config import (
+    DEFAULTS,
+    FLAGS,
+    KV_MODES,
+    PROVIDERS,
+    REQUIRED,
+    TEXT_MODES,
+    RunConfig,
+    spelling,
+)
 from lag.solvers import SOLVERS
 from lag.tasks import SPLITS
 
@@ -127,7 +136,8 @@ def check_provider(config: RunConfig) -> None:
     if config.mode in KV_MODES:
         raise ValueError(
             f"--provider {provider.name}: {config.mode} needs keys and values in this process, "
-            f"which no server takes; give -m one of {', '.join(TEXT_MODES)}, or use --provider hf"
+            f"which no such server takes; give -m one of {', '.join(TEXT_MODES)}, or use --provider "
+            f"{' or '.join(name for name, one in PROVIDERS.items() if one.kv)}"
         )
     budgets = [name for name in ("log_tokens", "trace_tokens") if getattr(config, name)]
     if budgets and not config.tokenizer:

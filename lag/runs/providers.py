@@ -54,7 +54,8 @@ def load_model(config: RunConfig) -> LanguageModel[Prompt]:
 
 def open_endpoint(config: RunConfig) -> LanguageModel[Prompt]:
     from lag.http import Client, from_environment
-    from lag.model.openai_endpoint import HOSTED, URL, Endpoint, load_tokenizer
+    from lag.model.loaded import load_tokenizer
+    from lag.model.openai_endpoint import HOSTED, URL, Endpoint
 
     return Endpoint(
         config.base_url or from_environment(URL) or HOSTED,
@@ -68,8 +69,40 @@ def open_endpoint(config: RunConfig) -> LanguageModel[Prompt]:
     )
 
 
+def open_vllm(config: RunConfig) -> LanguageModel[Prompt]:
+    """A served model with our connector; a model is loaded here only if KV is missing."""
+    from lag.http import Client, from_environment
+    from lag.kv_store.filling import Encoder
+    from lag.model.loaded import load_tokenizer
+    from lag.model.openai_endpoint import URL
+    from lag.model.vllm_endpoint import LOCAL, VllmEndpoint
+
+    local = config.tokenizer or config.model
+    here = dict(provider="hf", model=local, tokenizer=None, base_url=None)
+
+    command = f"store_log_kv.py -d {config.dataset}{config.typed('data')} --model {local}"
+
+    def load(dtype: str) -> LanguageModel[Prompt]:
+        return load_model(replace(config, dtype=dtype, **here))
+
+    return VllmEndpoint(
+        config.base_url or from_environment(URL) or LOCAL,
+        config.model,
+        Client(timeout=config.timeout, patience=10 + 2 * config.batch_size),
+        load_tokenizer(local, "--tokenizer" if config.tokenizer else "--model"),
+        layout=config.layout,
+        encoder=Encoder(load, command, local),
+        kv_dtype=config.kv_dtype,
+        kv_disk=config.kv_disk,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+        concurrency=config.batch_size,
+    )
+
+
 Loader = Callable[[RunConfig], LanguageModel[Prompt]]
-LOADERS: dict[str, Loader] = {"hf": load_model, "openai": open_endpoint}
+LOADERS: dict[str, Loader] = {"hf": load_model, "openai": open_endpoint, "vllm": open_vllm}
 
 
 def find_prefill(wanted: str, llm: LanguageModel[Prompt]) -> str:

