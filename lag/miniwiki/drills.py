@@ -15,6 +15,7 @@ from lag.miniwiki.world import (
     Chain,
     Fact,
     World,
+    called,
     first_name,
     keys_of,
     told,
@@ -31,7 +32,7 @@ QUESTIONS = 6  # of an exam
 MOST_TURNS = 6  # of one of its questions
 FOUND = 0.75  # of the searches in an exam: what they are for comes next
 NAMED_BOTH = 0.5  # of an exam's questions that begin with a second name: say the first one, too
-ASKED = re.compile(r"(?:the \w+ )?(\w+)(?: \(now (\w+)\))?'s (\w+)")
+ASKED = re.compile(r"(?:the \w+ )?(\w+)(?: alias (\w+))?'s (\w+)")
 
 
 def make_lookups(
@@ -72,9 +73,10 @@ def make_exams(
     """
     rng = random.Random(f"exams {seed} {world.seed}")
     own = [article for article in world.articles if article.facts[0].noun != "name"]
+    both = [a for a in own if any(fact.noun == "name" for fact in a.facts)] or own
     where = Where(world)
     for _ in range(count):
-        articles = rng.sample(own, rng.randint(1, most))
+        articles = [rng.choice(rng.choice((own, both))) for _ in range(rng.randint(1, most))]
         kv, notes, known = rng.random() < as_kv, [], Knowledge()
         for article in rng.sample(own, rng.randint(0, most)):
             note, facts = a_log(rng, world, rng.choice(plain_facts(article.facts)), kv)
@@ -83,13 +85,19 @@ def make_exams(
         for article in articles:
             known.add(article.facts)
         turns: list[tuple[str, str, str]] = []
-        starts = list(known.facts)
-        for noun, name in rng.sample(starts, min(len(starts), QUESTIONS)):
+        for _ in range(QUESTIONS):
+            noun, name = rng.choice(rng.choice((starts(known), list(known.facts))))
             turns += asked_and_answered(rng, where, known, draw_chain(rng, world, noun, name))
         (first, _, reply), *then = turns
         prompt = prompts.qa_prompt(first, as_documents(articles))
         then = [(f"\n\n{more}{given(question)}", reply) for question, more, reply in then]
         yield TrainingExample(replace(prompt, notes=tuple(notes)), reply, EXAM, then=tuple(then))
+
+
+def starts(known: Knowledge) -> list[tuple[str, str]]:
+    """Facts that lead to something of which two names are known; all if there are none."""
+    two = {second for _, second in known.names}
+    return [key for key, object in known.facts.items() if object in two] or [*known.facts]
 
 
 class Where:
@@ -170,8 +178,11 @@ def a_log(rng: random.Random, world: World, led: Fact, kv: bool) -> tuple[Note, 
     keep = f"{plain(last)} <ans>{last.object}</ans>{BLANK}"
     if not kv:
         return Note(led.subject, keep), [last]
-    after = f"{plain(led)} <keywords>{led.object}'s {noun}</keywords>{BLANK}"
-    return Note(led.subject, keep, after, kv), [led, last]
+    second = world.second.get(led.subject, "") if RELATIONS[led.noun].subject in WITH_SECOND else ""
+    said = plain(replace(led, subject=called(second, led.subject)) if second else led)
+    after = f"{said} <keywords>{led.object}'s {noun}</keywords>{BLANK}"
+    carried = [replace(led, subject=name) for name in (led.subject, second) if name]
+    return Note(led.subject, keep, after, kv), [*carried, last]
 
 
 def log_of(world: World, chain: Chain) -> Log:

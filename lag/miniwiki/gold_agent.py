@@ -46,7 +46,7 @@ EDITS = 2  # of a playbook at a time
 WRONG = 0.1  # of the logs: one of their facts has another object
 STRANGE = 0.15  # of the questions with logs: theirs are drawn at random
 FEW_LOGS = 0.5  # of the questions: a query adds one log, else as many as usual
-STATED = re.compile(r"(\w+)'s (\w+) is (that of )?(\w+)\.")
+STATED = re.compile(r"(?:(\w+) alias )?(\w+)'s (\w+) is (\w+)\.")
 SAID = re.compile(r"^Query: (.*)\nReply: (.*)$", re.M)
 ANSWERED = re.compile(r"\s*<ans>(\w+)</ans>")
 Embed = Callable[[str], np.ndarray]  # text -> unit vector (E,)
@@ -115,14 +115,14 @@ class Knowledge:
 
 @lru_cache(maxsize=100_000)
 def stated(text: str) -> tuple[Fact, ...]:
-    """The facts that a reply states in so many words."""
-    return tuple(
-        Fact("name", subject, object, RELATIONS[noun].subject)
-        if same
-        else Fact(noun, subject, object)
-        for subject, noun, same, object in STATED.findall(text)
-        if object != UNKNOWN and noun in RELATIONS
-    )
+    """The facts that a reply states in so many words: of two names, of each, and that they are one's."""
+    facts: list[Fact] = []
+    for second, name, noun, object in STATED.findall(text):
+        if second and noun in RELATIONS:
+            facts.append(Fact("name", second, name, RELATIONS[noun].subject))
+        if object != UNKNOWN and noun in RELATIONS:
+            facts += [Fact(noun, one, object) for one in (name, second) if one]
+    return tuple(facts)
 
 
 def carried(note: Note) -> tuple[Fact, ...]:
@@ -136,9 +136,10 @@ def carried(note: Note) -> tuple[Fact, ...]:
     hidden = stated(note.after)
     if not facts:
         answered = ANSWERED.match(note.keep)
-        return tuple(f for f in hidden[-1:] if answered and f.object == answered[1])
-    found = [fact for fact in hidden if fact.object == facts[0].subject]
-    return (*facts, *found[-1:])
+        last = [fact for fact in hidden if fact.noun == hidden[-1].noun][-2:]
+        return tuple(fact for fact in last if answered and fact.object == answered[1])
+    found = [fact for fact in hidden if fact.noun != "name" and fact.object == facts[0].subject]
+    return (*facts, *(fact for fact in found if fact.noun == found[-1].noun))
 
 
 class GoldAgent:
@@ -251,22 +252,15 @@ def follow(known: Knowledge, name: str, nouns: Sequence[str]) -> Followed:
     """Follow relations from a name through what is known."""
     sentences: list[str] = []
 
-    def say(noun: str, name: str, object: str) -> None:
-        sentences.append(PLAIN.format(noun=noun, s=name, o=object))
-
     for noun in nouns:
-        found, first = known.facts.get((noun, name)), known.first(noun, name)
-        if found is None and first:
-            say(noun, name, f"that of {first}")
-            found = known.facts.get((noun, first))
-            say(noun, first, found or UNKNOWN)
+        first = known.first(noun, name)
+        found = known.facts.get((noun, first or name)) or known.facts.get((noun, name))
+        asked = called(name, first)
+        sentences.append(PLAIN.format(noun=noun, s=asked, o=found or UNKNOWN))
         if found is None:
-            if not first:
-                say(noun, name, UNKNOWN)
-            asked, kind = called(name, first), RELATIONS[noun].subject
+            kind = RELATIONS[noun].subject
             forms = f"{asked}'s {noun}", f"the {kind} {asked}'s {noun}"
             return Followed(tuple(sentences), *forms)
-        say(noun, name, found)
         name = found
     return Followed((*sentences, f"<ans>{name}</ans>"))
 

@@ -42,7 +42,7 @@ def phrases() -> list[str]:
     nouns = [f"'s {noun}" for noun in RELATIONS]
     verbs = [between(w) for relation in RELATIONS.values() for w in relation.wordings]
     kinds = [text for kind in KINDS for text in (f"is a {kind}.", f"({kind})", f"the {kind}")]
-    seconds = [*(between(wording) for wording in SECOND_NAMES), "that of", "(now"]
+    seconds = [*(between(wording) for wording in SECOND_NAMES), "alias"]
     formers = ["and is now", ", no longer"]
     numbers = [f"[{n}]" for n in range(1, MOST_NUMBERED + 1)]
     fixed = [*rules, *headers, *LABELS, *ASKED, *TAGS, *map(str.strip, PLAYBOOK)]

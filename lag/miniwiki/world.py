@@ -124,7 +124,7 @@ CORRECTED = (
     "{s}'s {noun} was {x} and is now {o}.",
     "{s}'s {noun} is {o}, no longer {x}.",
 )
-BOTH = "{second} (now {first})"
+BOTH = "{second} alias {first}"
 SECOND_NAMES = ("{s} is another name of {o}.", "{s} is the old name of {o}.")
 LANGUAGES = 0.03  # as many as this share of the articles; they have no articles
 WITH_SECOND = ("person", "city", "company")
