@@ -25,8 +25,8 @@ class Recipe:
     """
 
     seed: int = 1
-    tokens: int = 12_000_000
-    annealing: int = 1_500_000
+    tokens: int = 20_000_000
+    annealing: int = 2_000_000
     batch_tokens: int = 1024
     articles: int = 800
     questions: int = 600
@@ -36,8 +36,8 @@ class Recipe:
     rate: float = 1.5e-3
     annealing_rate: float = 6e-4
     warmup: float = 0.02
-    lookups: float = 0.15
-    exams: float = 0.45
+    lookups: float = 0.09
+    exams: float = 0.3
     drills: int = 2000
     exercises: int = 1200
     kept: int = 150
