@@ -8,7 +8,8 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 # The embedded data set: which world, where it lies, and how many questions of each split are asked.
-# Its model is so small that a second thread costs more than it gains.
+# SAMPLE=N draws so many questions of the world. Its model is so small that a second thread costs
+# more than it gains.
 DATA ?= data
 SEED ?= 1234
 ASKED ?= 300
@@ -33,7 +34,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 	@touch $@
 
 test: install
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not stress and not gpu and not vllm"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not stress and not gpu and not vllm"
 
 check: install
 	$(RUN) -m ruff check .
@@ -45,7 +46,7 @@ format: install
 	$(RUN) -m ruff format .
 
 stress: install
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m stress
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "stress or hypothesis" --hypothesis-profile stress
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/damage.py
 	OMP_NUM_THREADS=1 $(RUN) benchmarks/same_replies.py
 	$(MAKE) --no-print-directory vllm-test
@@ -68,7 +69,7 @@ tables: install
 	$(RUN) benchmarks/tables.py --write
 
 logs: install
-	$(DO) dataset.py $(WORLD) --seed $(SEED)
+	$(DO) dataset.py $(WORLD) --seed $(SEED) $(if $(SAMPLE),--sample $(SAMPLE))
 	$(DO) embed.py $(WORLD)
 	$(DO) agentic.py -m base $(WORLD) $(AT_ONCE)
 	$(DO) agentic.py -m base $(WORLD) --merge --as-log

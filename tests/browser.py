@@ -102,7 +102,7 @@ class Browser:
     def run(self, script: str, *arguments: Any) -> Any:
         return self.tell("/execute/sync", script=script, args=list(arguments))
 
-    def wait(self, script: str, *arguments: Any, seconds: float = 20) -> Any:
+    def wait(self, script: str, *arguments: Any, seconds: float = 120) -> Any:
         """Run a script until what it returns is true."""
         end = time.monotonic() + seconds
         while not (value := self.run(script, *arguments)):

@@ -1,6 +1,8 @@
 """Fixtures that every test may use: everything offline, on a CPU, built in process."""
 
+import gc
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -11,10 +13,21 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("busy", deadline=None)  # a slow machine is no defect
+# Without a deadline: a slow machine is no defect. `sweeps.py` has more examples for `stress`.
+settings.register_profile("busy", deadline=None, max_examples=20)
+settings.register_profile("stress", deadline=None, max_examples=100)
 settings.load_profile("busy")
+# A power cut is no part of any test, and a disk takes milliseconds for each of some thousand calls.
+os.fsync = lambda handle: None
+# A shell's background jobs ignore Ctrl-C, and so would every process that a test starts from there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the collector need not look at it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """What only some users need is no condition for the rest; what is missing is named with its extra."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -72,6 +73,15 @@ def script(core_only):
     return run
 
 
+# What a process imports takes longer than what it does.
+IN_ONE_PROCESS = """
+import importlib, json, sys
+for command in sys.argv[1:]:
+    name, *words = json.loads(command)
+    assert importlib.import_module(name).main(words) == 0, command
+"""
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, script) -> Path:
     """The embedded data set with vectors and four answers, all made by the core alone."""
@@ -80,15 +90,15 @@ def world(tmp_path_factory, script) -> Path:
     leave = shutil.ignore_patterns(*made)
     shutil.copytree(ROOT / "data" / "miniwiki", root / "miniwiki", ignore=leave)
     flags = ["-d", "miniwiki", "--data", root]
-    for argv in (
-        ["embed.py", *flags],
-        ["agentic.py", *flags, "-m", "base", "--limit", "4", "--device", "cpu"],
-        ["agentic.py", *flags, "-m", "base", "--limit", "4", "--merge", "--as-log"],
-        ["store_log_kv.py", *flags],
-        ["agentic.py", *flags, "-m", "log_kv", "--split", "test", "--limit", "2"],
-    ):
-        done = script(*argv)
-        assert done.returncode == 0, done.stderr
+    commands = (
+        ["embed", *flags],
+        ["agentic", *flags, "-m", "base", "--limit", "4", "--device", "cpu"],
+        ["agentic", *flags, "-m", "base", "--limit", "4", "--merge", "--as-log"],
+        ["store_log_kv", *flags],
+        ["agentic", *flags, "-m", "log_kv", "--split", "test", "--limit", "2"],
+    )
+    done = script("-c", IN_ONE_PROCESS, *(json.dumps([*map(str, argv)]) for argv in commands))
+    assert done.returncode == 0, done.stderr
     return root
 
 

@@ -13,15 +13,14 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from sweeps import sweep
 
 from lag import cli, files
 
 ROOT = Path(__file__).resolve().parents[1]
-on_files = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+on_files = sweep(300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def python(code, *argv, limit=0):

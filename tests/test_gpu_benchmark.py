@@ -1,19 +1,12 @@
 """The benchmark of a GPU runs from end to end on a CPU, with a model of no size."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+import warm
 
-BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
-
-
-def run(*flags: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, BENCHMARK, *flags]
-    return subprocess.run([*map(str, command)], capture_output=True, text=True)
+BENCHMARK = "benchmarks/gpu.py"
 
 
 def test_every_measure_is_taken(tmp_path):
@@ -33,7 +26,7 @@ def test_every_measure_is_taken(tmp_path):
         "--repeats",
         "1",
     ]
-    done = run(*small, "--out", out)
+    done = warm.run_script(BENCHMARK, *small, "--out", out)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     measured = {row["id"] for row in found["measures"]}
@@ -43,5 +36,5 @@ def test_every_measure_is_taken(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_without_a_gpu_it_says_so():
-    done = run("--device", "cuda", "--shape", "tiny")
+    done = warm.run_script(BENCHMARK, "--device", "cuda", "--shape", "tiny")
     assert done.returncode == 2 and "no CUDA device" in done.stderr

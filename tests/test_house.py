@@ -17,7 +17,7 @@ SCRIPTS = sorted(ROOT.glob("*.py"))
 MODULES = sorted(p for p in (ROOT / "lag").rglob("*.py") if p.name != "__init__.py")
 HEAVY = (
     *("torch", "transformers", "sentence_transformers", "faiss", "datasets", "matplotlib"),
-    *("httpx2", "anyio"),
+    *("numpy", "httpx2", "anyio"),
 )
 
 PROBE = """

@@ -5,8 +5,9 @@ import json
 import re
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from sweeps import sweep
 
 import samples
 from lag import records
@@ -167,7 +168,7 @@ FIELDS = [
     "choices",
     "paragraph_ids",
 ]
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = sweep(60, suppress_health_check=list(HealthCheck))
 
 
 def places(value, at=()):

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from sweeps import sweep
 
 from lag import files, trace_files
 from lag.evaluation.find_runs import read_folder, runs_of_files
@@ -28,9 +29,7 @@ TRACE = Trace(
     [Step("Why?", "answer", ("d1",), (UsedLog("q0", 0.5, "kv"),), "<ans>because</ans>", 9, 3, 2)],
 )
 FAILED = replace(TRACE, pred="", error={"stage": "model", "type": "E", "message": "m"})
-on_files = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+on_files = sweep(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def part_of(folder, *traces):

@@ -110,7 +110,9 @@ class ThreadedRequests:
 
     def step(self) -> list[Ended]:
         """Wait until something ends; a server that is lost comes last, behind what ended well."""
-        done, _ = wait(self.asked, return_when=FIRST_COMPLETED)
+        done: set[Future[Reply]] = set()
+        while not done:  # Python may see a Ctrl-C that comes as it begins to wait only afterwards
+            done, _ = wait(self.asked, 1.0, FIRST_COMPLETED)
         ended = [(self.asked.pop(future), outcome(future)) for future in done]
         return sorted(ended, key=lambda one: isinstance(one[1], GivenUp))
 

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,16 @@ def commit_of(folder: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide numbers."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = ""
-    return found
+    return {"python": platform.python_version(), **{n: version_of(n) for n in LIBRARIES}}
+
+
+@cache
+def version_of(library: str) -> str:
+    """As it is installed; empty if it is not."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def begin(path: Path, identity: dict[str, Any], config: RunConfig, num_questions: int) -> None:

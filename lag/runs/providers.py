@@ -54,14 +54,18 @@ def load_model(config: RunConfig) -> LanguageModel[Prompt]:
 
 def open_endpoint(config: RunConfig) -> LanguageModel[Prompt]:
     from lag.http import Client, from_environment
-    from lag.model.loaded import load_tokenizer
     from lag.model.openai_endpoint import HOSTED, URL, Endpoint
 
+    tokenizer = None
+    if config.tokenizer:  # only this needs torch, which takes seconds to import
+        from lag.model.loaded import load_tokenizer
+
+        tokenizer = load_tokenizer(config.tokenizer)
     return Endpoint(
         config.base_url or from_environment(URL) or HOSTED,
         config.model,
         Client(timeout=config.timeout, patience=10 + 2 * config.batch_size),
-        load_tokenizer(config.tokenizer) if config.tokenizer else None,
+        tokenizer,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         seed=config.seed,

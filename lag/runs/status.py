@@ -8,8 +8,8 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -18,11 +18,12 @@ from lag import files, trace_files
 from lag.json_checks import mapping
 from lag.logs.growing import in_order
 from lag.paths import Paths
+from lag.records import Question
 from lag.runs import heartbeat
 from lag.runs.heartbeat import STALE, Heartbeat
 from lag.runs.run import in_scope
 from lag.runs.share import ranges
-from lag.tasks import SPLITS, read_questions, task_of
+from lag.tasks import SPLITS, id_of, read_questions, task_of
 
 ID = re.compile(rb'\{"id": ("(?:[^"\\]|\\.)*"), ')
 FAILED, FROM_KV, ENCODED = b'"status": "error"', b'"source": "kv"', b'"source": "encoded"'
@@ -117,12 +118,13 @@ class RunStatus:
                 part.look()
                 for line in part.new_lines():
                     if found := ID.match(line):
-                        self.take(json.loads(found[1]), line)
+                        self.take(json.loads(found[1].decode()), line)
 
     def take(self, id: str, line: bytes) -> None:
         """Take a new row; no error's beats a finished one."""
         failed = FAILED in line
-        self.spans.update(kv=line.count(FROM_KV), encoded=line.count(ENCODED))
+        self.spans["kv"] += line.count(FROM_KV)
+        self.spans["encoded"] += line.count(ENCODED)
         if failed and self.rows.get(id) is not False:
             error = mapping(json.loads(line).get("error"))
             self.rows[id] = True
@@ -131,12 +133,15 @@ class RunStatus:
             self.rows[id] = False
             self.errors.pop(id, None)
 
-    def read_manifest(self, paths: Paths) -> None:
-        """Which questions were asked for, and into how many shares they were cut last."""
+    def read_manifest(self, questions: Callable[[str], list[Question]]) -> None:
+        """Which questions were asked for, and into how many shares they were cut last.
+
+        questions: those of a split.
+        """
         alive = [p.worker.num_partitions for p in self.parts.values() if p.worker and p.is_alive]
         if self.manifest.exists():
             known = files.read_json(self.manifest)
-            every = read_questions(paths, task_of(paths), self.folder.parent.name)
+            every = questions(self.folder.parent.name)
             asked, identity = in_scope(every, **known["scope"]), known["identity"]
             if identity.get("grow"):
                 asked = in_order(asked, identity["order_seed"])
@@ -209,12 +214,29 @@ def state_of(part: Part | None, asked: int, done: int, failed: int) -> str:
     return "stopped" if part else "missing"
 
 
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced; nothing of one that is missing."""
+    if not path.exists():
+        return ()
+    state = path.stat()
+    return state.st_mtime_ns, state.st_size, state.st_ino
+
+
 class DatasetStatus:
-    """All runs of a data set."""
+    """All runs of a data set; rows and questions are read once."""
 
     def __init__(self, paths: Paths, name: str | None = None):
         self.paths, self.name = paths, name
         self.runs: dict[Path, RunStatus] = {}
+        self.known: dict[str, tuple[tuple[int, ...], list[Question]]] = {}
+
+    def questions(self, split: str) -> list[Question]:
+        """Every question of a split, of which nothing is read but its id."""
+        stamp = stamp_of(self.paths.questions(split))
+        if split not in self.known or self.known[split][0] != stamp:
+            task = replace(task_of(self.paths), load=lambda row: Question(id_of(row), ""))
+            self.known[split] = stamp, read_questions(self.paths, task, split)
+        return self.known[split][1]
 
     def update(self) -> list[RunStatus]:
         """The runs as they are now."""
@@ -222,7 +244,7 @@ class DatasetStatus:
             if self.name in (None, folder.name) and any(folder.glob("part-*.jsonl")):
                 run = self.runs.setdefault(folder, RunStatus(folder))
                 run.scan()
-                run.read_manifest(self.paths)
+                run.read_manifest(self.questions)
         return list(self.runs.values())
 
 

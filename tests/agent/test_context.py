@@ -5,8 +5,9 @@ from functools import partial
 
 import pytest
 import tiny
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from sweeps import sweep
 from test_react import make_agent
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -108,7 +109,7 @@ contexts = st.builds(
 )
 
 
-@settings(max_examples=150)
+@sweep(150)
 @given(
     contexts,
     st.sampled_from(sorted(TOKENIZERS)),

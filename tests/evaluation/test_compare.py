@@ -7,8 +7,9 @@ import random
 import evaldata
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from sweeps import sweep
 
 from lag.evaluation.compare import (
     compare,
@@ -55,7 +56,7 @@ def evaluation(name, asked, preds, **meta):
 # --- clusters -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@sweep(60)
 @given(st.lists(st.frozensets(st.integers(0, 9), max_size=3), max_size=12))
 def test_components_are_what_a_search_from_every_question_reaches(parts):
     asked = questions(len(parts), lambda n: tuple(f"Sub {p}" for p in sorted(parts[n])))
@@ -248,7 +249,7 @@ def test_known_p_values(gained, lost, p):
     assert sign_flip_p([1] * gained + [-1] * lost) == pytest.approx(p, rel=1e-3)
 
 
-@settings(max_examples=80, deadline=None)
+@sweep(80)
 @given(st.lists(st.integers(-6, 6), max_size=9))
 def test_it_counts_every_way_to_flip(changes):
     sums = [sum(s * c for s, c in zip(signs, changes)) for signs in

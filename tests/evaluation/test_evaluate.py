@@ -1,5 +1,7 @@
 """`evaluate.py` on runs whose scores are known in advance; one test per defect seen elsewhere."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -12,13 +14,14 @@ from pathlib import Path
 import evaldata
 import pytest
 from building import make
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from sweeps import sweep
 from test_sources import fill_hub
 
 import evaluate
 import samples
-from lag import json_checks
+from lag import cli, json_checks
 from lag.evaluation.find_runs import read_folder, runs_of_files
 from lag.evaluation.gold import Catalogue, expected_questions
 from lag.evaluation.scores import Evaluation, Hits, hits_of, outcome_of
@@ -266,12 +269,19 @@ def test_a_failed_call_that_was_saved_as_an_empty_answer_is_an_error(data, batch
 
 
 def refused(*flags):
-    """The one line that the command says, and its exit code."""
-    command = [sys.executable, str(ROOT / "evaluate.py"), *map(str, flags)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
-    return done.stderr
+    """The one line that the command says before it ends with 2."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
+        patched.setattr(sys, "argv", ["evaluate.py", *map(str, flags)])
+        cli.guarded(evaluate.main)
+    assert end.value.code == 2
+    assert out.getvalue() == "" and err.getvalue().count("\n") == 1, err.getvalue()
+    return err.getvalue()
 
 
 def broken(batches, number, change):
@@ -820,18 +830,6 @@ def test_scoring_needs_no_model_stack_and_no_plotting(data, tmp_path):
     assert done.stdout.splitlines()[-1] == "set()"
 
 
-def test_help_imports_no_numbers():
-    code = (
-        "import sys, evaluate\n"
-        "try: evaluate.main(['--help'])\n"
-        "except SystemExit: print('numpy' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "--input-dir" in done.stdout and done.stdout.splitlines()[-1] == "False"
-
-
 @pytest.mark.stress
 def test_two_thousand_questions_in_every_mode_are_quick():
     command = [sys.executable, ROOT / "benchmarks" / "evaluate_2000.py"]
@@ -865,7 +863,7 @@ STEPS = st.lists(st.dictionaries(st.sampled_from(STEP_FIELDS), JSON, max_size=4)
 ROWS = st.dictionaries(st.sampled_from(FIELDS), JSON | STEPS, max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@sweep(150)
 @given(st.dictionaries(st.text(max_size=4), ROWS | JSON, max_size=3), JSON)
 def test_no_envelope_raises_anything_but_one_line(tmp_path_factory, results, metadata):
     path = tmp_path_factory.getbasetemp() / "fuzz.json"
@@ -879,7 +877,7 @@ def fuzz_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-@settings(max_examples=150, deadline=None)
+@sweep(150)
 @given(st.lists(st.one_of(ROWS, JSON), max_size=4), st.binary(max_size=20))
 def test_no_part_raises_anything_but_one_line(fuzz_folder, rows, tail):
     path = fuzz_folder / "part-0.jsonl"
@@ -905,7 +903,7 @@ def two_runs(tmp_path_factory):
     return paths
 
 
-@settings(max_examples=120, deadline=None)
+@sweep(120)
 @given(MANIFESTS | JSON)
 def test_no_manifest_stops_the_other_runs(two_runs, manifest):
     """Whatever stands in a run's manifest, the run beside it is scored."""
@@ -929,7 +927,7 @@ def check_reads_or_refuses(read):
         assert str(error)
 
 
-@settings(max_examples=100)
+@sweep(100)
 @given(st.text(), st.text(), st.lists(st.text(), max_size=3))
 def test_our_own_rows_are_read_as_they_were_written(question, pred, golds):
     """Nothing of a trace is lost on the way, but blanks around the answer and broken characters."""

@@ -5,8 +5,9 @@ import oracle
 import pytest
 import tiny
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from sweeps import sweep
 
 from lag.kv import encode as encode_module
 from lag.kv import sequence, support
@@ -96,7 +97,7 @@ shapes = st.tuples(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@sweep(15)
 @given(st.lists(shapes, min_size=1, max_size=4), st.sampled_from(["llama", "mistral", "gemma3"]))
 def test_any_shape_equals_the_oracle(rows, family):
     cases = [

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import test_store
 import test_store_log_kv as script
 import tiny
+import warm
 
 from lag.kv_store import fingerprint
 from lag.kv_store.span_file import Damaged, read_header, read_whole
@@ -19,31 +21,22 @@ from lag.modes import MODES
 from lag.paths import Paths
 
 PAIRS = test_store.PAIRS
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = """
-import resource, runpy, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))  # as a full disk: part is written
-sys.argv = ["{script}", *sys.argv[1:]]
-sys.path.insert(0, ".")
-runpy.run_path("{script}", run_name="__main__")
-"""
+
+
+def with_little_room() -> None:
+    """As on a full disk, part of a file is written."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
 
 
 def files_below(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def store_with_little_room(root: Path, model: Path, limit: int) -> subprocess.CompletedProcess:
-    code = SMALL.format(limit=limit, script="store_log_kv.py")
-    flags = ["-d", "wikihop", "--data", root, "--model", model, "--device", "cpu"]
-    command = [sys.executable, "-c", code, *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-
-
 def test_a_full_disk_ends_the_script_in_one_line_and_leaves_nothing_half(tmp_path, tiny_folder):
     """The defect: `[Errno 28]`, without a file, a size or what to do; once per log."""
     paths = script.write_logs(tmp_path)
-    done = store_with_little_room(tmp_path, tiny_folder, 1500)
+    flags = ["-d", "wikihop", "--data", tmp_path, "--model", tiny_folder, "--device", "cpu"]
+    done = warm.run_script("store_log_kv.py", *flags, before=with_little_room)
     assert done.returncode == 2 and not done.stdout, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "error:" in line]
     assert line.startswith("store_log_kv.py: error: ") and ".safetensors: " in line
@@ -51,7 +44,7 @@ def test_a_full_disk_ends_the_script_in_one_line_and_leaves_nothing_half(tmp_pat
     assert "Errno" not in line
     assert not list(paths.kv.rglob("*.safetensors"))
     assert not any(files_below(folder) for folder in paths.kv.glob("*/temporary"))
-    again = store_with_little_room(tmp_path, tiny_folder, 1 << 30)
+    again = warm.run_script("store_log_kv.py", *flags)
     assert again.returncode == 0 and json.loads(again.stdout)["encoded"] == 4
 
 

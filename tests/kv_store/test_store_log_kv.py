@@ -9,6 +9,7 @@ import oracle
 import pytest
 import tiny
 import torch
+import warm
 
 import store_log_kv
 from lag.files import write_json
@@ -189,19 +190,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(tmp_path):
 def test_runs_on_a_saved_model(tmp_path, tiny_folder):
     """The command of the paper's README, as a user types it."""
     write_logs(tmp_path)
-    command = [
-        sys.executable,
-        "store_log_kv.py",
-        "-d",
-        "wikihop",
-        "--data",
-        str(tmp_path),
-        "--model",
-        str(tiny_folder),
-        "--device",
-        "cpu",
-    ]
-    result = subprocess.run(command, capture_output=True, text=True)
+    flags = ["-d", "wikihop", "--data", tmp_path, "--model", tiny_folder, "--device", "cpu"]
+    result = warm.run_script("store_log_kv.py", *flags)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["encoded"] == 4
     assert "log_kv: 4/4" in result.stderr

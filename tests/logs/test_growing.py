@@ -1,22 +1,20 @@
 """A store that grows: what it keeps, what it says of itself, and that nothing changes its end."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small
+import warm
 from scripted import ScriptedLLM
 
 import agentic
-from lag import cli
 from lag.logs.growing import GrowingLogs, Keeping, nearest
 from lag.logs.versions import LogVersions
 from lag.paths import Paths
@@ -414,27 +412,17 @@ def test_a_manifest_of_one_split_asks_for_the_whole_stream_again(run, small_data
         run("-m log_text")
 
 
-@pytest.fixture(scope="module")
-def start(embedder_folder, tiny_folder):
-    """Begin a run in a process of its own, which need not load the libraries first."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["agentic", "lag.model.llm", "lag.retrieval.embedder", "tiny"])
+@pytest.fixture
+def start(embedder_folder, tiny_folder, tmp_path):
+    """Begin a run in a process of its own."""
 
     def begin(root):
         words = f"-d wikihop --data {root} --embedder {embedder_folder} --model {tiny_folder} "
         words += "--split train,test -m log_kv --grow --grow-every 4 --max-steps 2 "
         words += "--max-new-tokens 12 --run x --batch-size 2"
-        process = context.Process(target=guarded_main, args=(words.split(),))
-        process.start()
-        return process
+        return warm.start_script(tmp_path, "agentic.py", *words.split())
 
     return begin
-
-
-def guarded_main(words):
-    os.chdir(ROOT)
-    sys.argv = ["agentic.py", *words]
-    cli.guarded(agentic.main)
 
 
 def test_a_second_writer_ends_with_exit_code_2(run, small_data, start):

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from sweeps import sweep
 from test_index import Counting
 
 from lag.files import write_json
@@ -258,9 +259,7 @@ files = st.one_of(
 
 
 @given(files, st.integers(0, 5))
-@settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@sweep(400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_json_is_a_store_that_lost_no_row_or_one_line(tmp_path, content, count):
     path = tmp_path / "log.json"
     path.write_text(json.dumps(content))
@@ -277,9 +276,7 @@ def test_any_json_is_a_store_that_lost_no_row_or_one_line(tmp_path, content, cou
 
 
 @given(st.dictionaries(st.text(max_size=3), good_row, max_size=4))
-@settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@sweep(50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_good_file_is_never_refused(tmp_path, rows):
     path = tmp_path / "log.json"
     path.write_text(json.dumps({"results": rows}))

@@ -6,8 +6,9 @@ from itertools import pairwise, product
 import families
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from sweeps import sweep
 from test_scheduler import make_llm, rows
 
 import agentic
@@ -64,7 +65,7 @@ def slow_look(sources: list[list[int]], reply: list[int], most: int) -> tuple[st
 SOME = st.integers(0, 4).flatmap(lambda most: st.lists(st.integers(0, most), max_size=12))
 
 
-@settings(max_examples=300)
+@sweep(300)
 @given(st.lists(SOME, max_size=4), SOME, st.integers(1, MOST))
 def test_a_draft_goes_on_as_most_places_do_that_agree_longest(sources, reply, most):
     if overlapping(reply):
@@ -190,7 +191,7 @@ def request(draw=None, limit=100) -> Request:
     return Request("t", Prompt("x"), limit, draw)
 
 
-@settings(max_examples=40)
+@sweep(40)
 @given(
     st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=3),
     st.sampled_from([0.0, 1.0]),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lag.agent.agent import LoopSettings
 from lag.http import Client, GivenUp, Refused, Transient
 from lag.model.openai_endpoint import Endpoint, escaped
 from lag.modes import MODES
+from lag.paths import Paths
 from lag.prompts import Prompt
 from lag.records import Question
 from lag.runs.providers import LOADERS
@@ -48,8 +50,11 @@ def say(body: dict) -> str:
     return f"Not yet. <keywords>{name} pet city</keywords>"
 
 
+SOON = 0.3  # seconds, for a server that is not to answer; others have long, for the machine may be slow
+
+
 def make(stub, **settings):
-    timeout, patience = settings.pop("timeout", 0.3), settings.pop("patience", 0)
+    timeout, patience = settings.pop("timeout", 60.0), settings.pop("patience", 0)
     client = Client(timeout=timeout, retries=4, pause=0.001, patience=patience)
     return Endpoint(stub.url, "m", client, **settings)
 
@@ -72,10 +77,21 @@ def rows_of(summary):
     return {id: trace_files.without_seconds(rows[id]) for id in sorted(rows)}
 
 
+@pytest.fixture(scope="module")
+def logs(small_root, embedder_folder, tmp_path_factory):
+    """A log store, made once."""
+    root = shutil.copytree(small_root, tmp_path_factory.mktemp("logs") / "data")
+    flags = ["-d", "wikihop", "-m", "base", "--data", str(root), "--embedder", str(embedder_folder)]
+    assert agentic.main([*flags, "--max-steps", "3"], ScriptedLLM(small.stepwise)) == 0
+    assert agentic.main([*flags, "--max-steps", "3", "--merge", "--as-log"]) == 0
+    return Paths(root, "wikihop").log_store
+
+
 @pytest.fixture
-def log_store(run):
-    run("-m base --max-steps 3 --run logs", ScriptedLLM(small.stepwise))
-    run("-m base --run logs --merge --as-log")
+def log_store(logs, small_data):
+    path = Paths(small_data, "wikihop").log_store
+    path.parent.mkdir(parents=True)
+    shutil.copy(logs, path)
 
 
 @pytest.mark.parametrize("mode", TEXT_MODES)
@@ -102,9 +118,11 @@ def test_every_solver_and_text_mode_runs_on_a_server(run, log_store, small_data,
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_now_and_then_is_asked_again_and_changes_no_row(run, fault):
+    timeout = SOON if fault == "timeout" else 60.0
     with Stub(say) as healthy, Stub(say, lambda n: fault if n % 3 == 1 else "") as faulty:
         _, well, _ = run("-m base --run well --max-steps 3", make(healthy))
-        code, ill, _ = run("-m base --run ill --max-steps 3", make(faulty, concurrency=1))
+        asked = make(faulty, concurrency=1, timeout=timeout)
+        code, ill, _ = run("-m base --run ill --max-steps 3", asked)
     assert code == 0 and ill["failed"] == 0 and ill["served"]["failed_tries"] > 3
     assert rows_of(ill) == rows_of(well)
 
@@ -122,7 +140,9 @@ def test_a_question_that_fails_for_good_is_an_error_row_and_resume_completes_the
 
     with Sick(say) as stub:
         stub.fault = stub.reply_or_fail
-        code, summary, _ = run("-m base --max-steps 3", make(stub, concurrency=1))
+        timeout = SOON if fault == "timeout" else 60.0
+        asked = make(stub, concurrency=1, timeout=timeout)
+        code, summary, _ = run("-m base --max-steps 3", asked)
         rows = rows_of(summary)
         tries = sum(map(broken, stub.bodies))
         stub.fault = lambda n: ""
@@ -139,9 +159,9 @@ def test_a_question_that_fails_for_good_is_an_error_row_and_resume_completes_the
 
 def test_concurrent_questions_give_the_rows_of_one_at_a_time(run):
     with Stub(say, lambda n: "slow") as stub:
-        _, one, _ = run("-m base --run one --max-steps 3", make(stub, concurrency=1, timeout=30))
+        _, one, _ = run("-m base --run one --max-steps 3", make(stub, concurrency=1))
         assert stub.most_at_once == 1
-        _, many, _ = run("-m base --run many --max-steps 3", make(stub, concurrency=4, timeout=30))
+        _, many, _ = run("-m base --run many --max-steps 3", make(stub, concurrency=4))
     assert stub.most_at_once == 4
     assert rows_of(one) == rows_of(many)
 
@@ -151,12 +171,12 @@ def test_a_server_that_stops_answering_ends_the_run_and_keeps_what_is_finished(
     run, small_data, concurrency
 ):
     with Stub(say, lambda n: "" if n < 12 else "timeout") as stub:
-        start = time.monotonic()
         with pytest.raises(
             GivenUp, match=r"given up after .* no answer within 0.3 s.*repeat the command"
         ):
-            run("-m base --run lost --max-steps 3", make(stub, patience=6, concurrency=concurrency))
-        assert time.monotonic() - start < 5
+            asked = make(stub, patience=6, concurrency=concurrency, timeout=SOON)
+            run("-m base --run lost --max-steps 3", asked)
+        assert len(stub.bodies) <= 12 + 6 + concurrency, "it went on asking"
         rows = trace_files.read_parts(small_data / "wikihop" / "preds" / "train" / "lost")
         assert rows and all(row["status"] != "error" or row["pred"] == "" for row in rows.values())
         stub.fault = lambda n: ""
@@ -236,7 +256,7 @@ def test_parts_without_a_text_are_no_reply(content):
 def test_a_reply_beyond_what_was_asked_for_is_an_error_row(run, length):
     """A reply of 60 MB was stored, and with what was made of it 300 MB."""
     with Stub(lambda body: "x" * length) as stub:
-        llm = make(stub, max_new_tokens=9, timeout=30)
+        llm = make(stub, max_new_tokens=9)
         code, summary, _ = run("-m base --limit 1 --max-steps 1", llm)
         (row,) = rows_of(summary).values()
     assert code == 1 and len(stub.bodies) == 1 and row["error"]["type"] == "TooLarge"
@@ -465,9 +485,7 @@ def test_a_server_that_states_no_cost_is_counted_here(usage):
 
 def test_a_carried_sheet_goes_from_question_to_question_on_a_server_too(run, log_store):
     with Stub(say, lambda n: "slow") as stub:
-        code, summary, _ = run(
-            "-m log_cheatsheet --sheet carried --limit 4", make(stub, timeout=30)
-        )
+        code, summary, _ = run("-m log_cheatsheet --sheet carried --limit 4", make(stub))
     assert code == 0 and summary["failed"] == 0 and stub.most_at_once == 1
     asked = [body["messages"][-1]["content"] for body in stub.bodies]
     assert sum("The cheatsheet so far:\nLook at the documents." in text for text in asked) == 3
@@ -485,7 +503,7 @@ def test_when_the_caller_stops_no_thread_goes_on_trying():
         start = time.monotonic()
         assert next(traces).status == "answered"
         traces.close()
-        assert llm.client.stopped.is_set() and time.monotonic() - start < 3
+        assert llm.client.stopped.is_set() and time.monotonic() - start < 30  # of minutes
 
 
 def test_a_redirect_is_not_followed_for_the_key_would_go_along():

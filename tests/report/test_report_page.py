@@ -7,7 +7,7 @@ import re
 
 import evaldata
 import pytest
-from browser import CONTRAST, browser
+from browser import CONTRAST
 
 import evaluate
 from lag import prompts
@@ -87,12 +87,6 @@ def make_report(paths, path):
 @pytest.fixture(scope="module")
 def report(paths, tmp_path_factory):
     return make_report(paths, tmp_path_factory.mktemp("report") / "report.html")
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory, report):
-    with browser(tmp_path_factory.mktemp("profile")) as driven:
-        yield driven
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from sweeps import sweep
 
 from lag.paths import Paths
 from lag.records import Document, Hit
@@ -89,7 +90,7 @@ def test_the_similarity_is_the_cosine():
 
 
 @given(st.integers(2, 300), st.integers(1, 40), st.integers(0, 999))
-@settings(max_examples=25, deadline=None)
+@sweep(25)
 def test_equal_vectors_rank_by_id_wherever_they_stand(count, k, seed):
     random = np.random.default_rng(seed)
     ids = [f"{n:03d}" for n in random.permutation(count)]

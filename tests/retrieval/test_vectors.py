@@ -3,21 +3,19 @@
 import json
 import os
 import random
+import resource
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+import warm
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from sweeps import sweep
 
 from lag.retrieval import vectors
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Letters:
@@ -221,30 +219,30 @@ def test_pickles_are_not_read(path):
     assert len(vectors.read_current(path, ["a"], Letters()).matrix) == 1  # nothing half-written
 
 
-FILLER = """
-import sys
-from pathlib import Path
-from lag.retrieval.vectors import keys_of
-from test_vectors import Letters, fill
-path, first, step = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-print("ready", flush=True)
-texts = []
-for n in range(first, 60, step):
-    texts.append(chr(97 + n % 26) * (n + 1))
-    filled, _ = fill(path, texts, Letters(), keep_others=True)
-    assert (filled.of(keys_of(texts)) == Letters()(texts)).all()
-"""
+def fill_on(path, first, step, ready):
+    ready.touch()
+    texts = []
+    for n in range(first, 60, step):
+        texts.append(chr(97 + n % 26) * (n + 1))
+        filled, _ = fill(path, texts, Letters(), keep_others=True)
+        assert (filled.of(vectors.keys_of(texts)) == Letters()(texts)).all()
 
 
-def start_filler(path, first, step):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
-    command = [sys.executable, "-c", FILLER, str(path), str(first), str(step)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+def started(work, path, *args):
+    """A process that has begun with its work."""
+    ready = path.parents[1] / "ready"
+    ready.unlink(missing_ok=True)
+    process = warm.start(work, path, *args, ready)
+    while process.is_alive() and not ready.exists():
+        time.sleep(0.001)
+    return process
 
 
 def test_several_processes_fill_one_file_at_once(path):
-    fillers = [start_filler(path, first, 3) for first in range(3)]
-    assert [filler.wait() for filler in fillers] == [0, 0, 0]
+    fillers = [started(fill_on, path, first, 3) for first in range(3)]
+    for filler in fillers:
+        filler.join()
+    assert [filler.exitcode for filler in fillers] == [0, 0, 0]
     everything = [chr(97 + n % 26) * (n + 1) for n in range(60)]
     filled, made = fill(path, everything, Letters(), keep_others=True)
     assert (made, len(filled.keys)) == (0, 60)  # no update was lost, no text has two rows
@@ -253,32 +251,28 @@ def test_several_processes_fill_one_file_at_once(path):
 def test_a_killed_writer_leaves_a_file_that_is_whole_or_named(path):
     texts = [chr(97 + n % 26) * (n + 1) for n in range(60)]
     for delay in (0.0, 0.004, 0.009, 0.015, 0.025):
-        filler = start_filler(path, 0, 1)
-        filler.stdout.readline()
+        filler = started(fill_on, path, 0, 1)
         time.sleep(delay)
-        filler.send_signal(signal.SIGKILL)
-        filler.wait()
+        filler.kill()
+        filler.join()
         filled, _ = fill(path, texts[:3], Letters(), keep_others=True)  # the lock died with it
         np.testing.assert_array_equal(filled.of(vectors.keys_of(texts[:3])), Letters()(texts[:3]))
 
 
 # --- interrupted -------------------------------------------------------------------------------
 MANY = [chr(97 + n % 26) * (n + 1) for n in range(120)]
-SLOW = """
-import sys, time
-from pathlib import Path
-from lag.retrieval import vectors
-from test_vectors import MANY, Letters, fill
+
 
 class Slow(Letters):
     def __call__(self, texts):
         time.sleep(0.01)
         return super().__call__(texts)
 
-vectors.PART_SECONDS = 0.02
-print("ready", flush=True)
-print(fill(Path(sys.argv[1]), MANY, Slow())[1])
-"""
+
+def fill_slowly(path, made, ready):
+    vectors.PART_SECONDS = 0.02
+    ready.touch()
+    made.write_text(str(fill(path, MANY, Slow())[1]))
 
 
 def both_files(path):
@@ -287,20 +281,15 @@ def both_files(path):
 
 def killed_until_done(path, rng):
     """Start it again and again, each time killed a little later; how many vectors each start left."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
-    left = [0]
+    left, made = [0], path.parents[1] / "made"
     for start in range(40):
-        command = [sys.executable, "-c", SLOW, str(path)]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        process.stdout.readline()
-        try:
-            process.wait(0.05 + 0.25 * rng.random() * (1 + start / 5))
-        except subprocess.TimeoutExpired:
-            process.kill()
-        made = process.communicate()[0]
-        if process.returncode == 0:
-            return left, int(made)
-        assert process.returncode == -signal.SIGKILL
+        process = started(fill_slowly, path, made)
+        process.join(0.05 + 0.25 * rng.random() * (1 + start / 5))
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            return left, int(made.read_text())
+        assert process.exitcode == -signal.SIGKILL
         if not path.exists():  # else it was killed while it cleared away
             left.append(len(list(vectors.read_parts(path.with_suffix(".parts"), Letters()))))
     raise AssertionError(f"it never ended: {left}")
@@ -386,21 +375,21 @@ def test_parts_of_another_log_store_are_kept(path):
     np.testing.assert_array_equal(filled.of(vectors.keys_of(MANY)), Letters()(MANY))
 
 
+def fill_with_little_room(path, said):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+    try:
+        fill(path, MANY, Letters())
+    except OSError as error:
+        said.write_text(f"{type(error).__name__}: {error}")
+
+
 def test_a_full_disk_is_one_line_and_what_was_there_stays(path, tmp_path):
     fill(path, MANY[:3], Letters())
     before = both_files(path)
-    code = (
-        "import resource, sys; from pathlib import Path\n"
-        "from test_vectors import MANY, Letters, fill\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
-        "fill(Path(sys.argv[1]), MANY, Letters())"
-    )
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True
-    )
-    last = done.stderr.splitlines()[-1]
-    assert f"DiskFull: {path}: it is larger than a file may be there" in last
+    process = warm.start(fill_with_little_room, path, tmp_path / "said")
+    process.join()
+    last = (tmp_path / "said").read_text()
+    assert last.startswith(f"DiskFull: {path}: it is larger than a file may be there")
     assert "0.013 MB asked for" in last and "make room" in last
     assert both_files(path) == before and not list(path.parent.glob("*.tmp"))
 
@@ -416,9 +405,7 @@ changed = st.dictionaries(st.sampled_from(vectors.FACTS), anything, max_size=3)
 
 
 @given(st.one_of(st.binary(max_size=60), changed, anything), st.booleans())
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@sweep(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_manifest_is_one_of_vectors_or_one_line(path, content, known):
     fill(path, ["a", "b"], Letters(), afresh=True)
     manifest = path.with_suffix(".json")

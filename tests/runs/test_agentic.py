@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import small
+import warm
 from scripted import ScriptedLLM
 
 import agentic
@@ -234,27 +234,18 @@ def test_editing_the_literal_runs_the_unseen_split(small_data, embedder_folder, 
     assert done.stdout.startswith("wikihop x: unseen (test)")
 
 
-WORKER = """
-import sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import agentic, small, time
-from scripted import ScriptedLLM
+def answer_slowly(argv):
+    def slowly(prompt):
+        time.sleep(0.02)
+        return small.stepwise(prompt)
 
-def slowly(prompt):
-    time.sleep(0.02)
-    return small.stepwise(prompt)
-
-sys.exit(agentic.main({argv!r}, ScriptedLLM(slowly)))
-"""
+    sys.exit(agentic.main(argv, ScriptedLLM(slowly)))
 
 
 def start(small_data, embedder_folder, *more):
     argv = ["-m", "base", "-d", "wikihop", "--data", str(small_data), "--embedder",
             str(embedder_folder), "--max-steps", "3", "--batch-size", "2", *more]  # fmt: skip
-    code = WORKER.format(root=str(ROOT), tests=str(ROOT / "tests"), argv=argv)
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    return warm.start(answer_slowly, argv)
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
@@ -267,11 +258,11 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(
     for kill in range(2):
         process = start(small_data, embedder_folder, "--run", "killed")
         before = part.stat().st_size if part.exists() else 0
-        while process.poll() is None and (not part.exists() or part.stat().st_size == before):
+        while process.is_alive() and (not part.exists() or part.stat().st_size == before):
             time.sleep(0.01)
         time.sleep(random.Random(kill).random() * 0.1)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
     with open(part, "ab") as file:
         file.write(b'{"id": "w9", "question": "torn')
     for partition in range(partitions):
@@ -438,11 +429,10 @@ def test_a_real_run_says_what_it_does_at_once_and_draws_no_foreign_bars(
     small_data, embedder_folder, tiny_folder
 ):
     """The libraries' own bars stood between our lines."""
-    command = f"agentic.py -m base -d wikihop --data {small_data} --embedder {embedder_folder}"
-    command += f" --model {tiny_folder} --limit 2 --max-steps 1 --max-new-tokens 4"
-    done = subprocess.run(
-        [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    flags = f"-m base -d wikihop --data {small_data} --embedder {embedder_folder}"
+    flags += f" --model {tiny_folder} --limit 2 --max-steps 1 --max-new-tokens 4"
+    done = warm.run_script("agentic.py", *flags.split())
+    assert done.returncode == 0
     said = done.stderr.splitlines()
     begun = [f"loading the embedder {embedder_folder}", f"loading the model {tiny_folder}"]
     assert said[0] == begun[0] and begun[1] in said

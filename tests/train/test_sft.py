@@ -4,9 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +11,7 @@ from pathlib import Path
 import pytest
 import small
 import tiny
+import warm
 from safetensors.torch import load_file
 from scripted import ScriptedLLM
 
@@ -21,9 +19,10 @@ import agentic
 import train
 from lag import prompts
 from lag.paths import Paths
+from lag.train import trainer
 from lag.train.log_examples import ExampleMaker, PastRun, read_weights, split
+from lag.train.trainer import write_tensors
 
-ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--epochs", "1", "--batch-size", "4", "--every", "2", "--rank", "2", "--device", "cpu"]
 
 
@@ -157,20 +156,30 @@ def test_learns_and_writes_an_adapter_with_its_curve(
     assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() == before
 
 
+def die_at_the_second_state():
+    """A step was made since what is kept was written."""
+    states = []
+
+    def write(*state):
+        states.append(state)
+        if len(states) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_tensors(*state)
+
+    trainer.write_tensors = write
+
+
 @pytest.mark.parametrize("flags", [["--dropout", "0.3"], ["--tune", "full"]], ids=["lora", "full"])
 def test_a_killed_training_goes_on_to_the_same_weights(logged, tmp_path, tiny_folder, flags):
     source = Paths(logged, "wikihop").log_store
-    flags = [*flags, "--epochs", "3", "--every", "1"]
+    flags = [*flags, "--epochs", "2", "--every", "1"]
     assert sft(logged, source, tmp_path / "whole", *flags, model=tiny_folder) == 0
-    command = [sys.executable, str(ROOT / "train.py"), "sft", "-d", "wikihop", "--data", str(logged), "--from", str(source)]  # fmt: skip
-    command += ["--out", str(tmp_path / "cut"), "--model", str(tiny_folder), *QUICK, *flags]
-    env = {**os.environ, "OMP_NUM_THREADS": str(os.environ.get("OMP_NUM_THREADS", 1))}
-    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
-    state = tmp_path / "cut" / "training" / "training.safetensors"
-    while not state.exists() and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    words = ["sft", "-d", "wikihop", "--data", logged, "--from", source, "--out", tmp_path / "cut"]
+    words += ["--model", tiny_folder, *QUICK, *flags]
+    process = warm.start_script(tmp_path, "train.py", *words, before=die_at_the_second_state)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert (tmp_path / "cut" / "training" / "training.safetensors").exists()
     name = "model.safetensors" if "full" in flags else "adapter_model.safetensors"
     assert not (tmp_path / "cut" / name).exists()
     assert sft(logged, source, tmp_path / "cut", *flags, model=tiny_folder) == 0

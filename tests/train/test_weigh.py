@@ -29,7 +29,7 @@ def rows(small_data, embedder_folder):
     path = Paths(small_data, "wikihop").questions("train")
     questions = json.loads(path.read_text())
     for question in questions:
-        question["answer_aliases"] = [f"the city of {question['answer']}"]
+        question["answer_aliases"] = [f"old {question['answer']}"]
     path.write_text(json.dumps(questions))
     flags = ["-d", "wikihop", "--data", str(small_data), "--embedder", str(embedder_folder)]
     more = [
