@@ -3,9 +3,9 @@
 import math
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -146,13 +146,13 @@ class Curriculum:
         else:
             embed = mean_vector(self.weights, word_pieces())
             formats = annealing(self.formats) if share >= 1 else self.formats
-            asked = make_examples(world, embed, formats)
-            if recipe.without == "search":
-                asked = (example for example in asked if "<keywords>" not in example.reply)
-            kept = (
-                self.drills(make, world, recipe.kept, MOST) for make in (make_lookups, make_exams)
+            found = chain(
+                make_examples(world, embed, formats),
+                self.drills(make_lookups, world, recipe.kept, MOST),
+                self.drills(make_exams, world, recipe.kept, MOST),
             )
-            found = chain(asked, *kept)
+        if recipe.without == "search":
+            found = without_search(found)
         return encode_examples(found, make_tokenizer())
 
     def drills(
@@ -164,6 +164,14 @@ class Curriculum:
 
 def taught(format: Format, without: str) -> bool:
     return without != "kv" or MODES[format.mode].enters != "kv"
+
+
+def without_search(examples: Iterable[TrainingExample]) -> Iterator[TrainingExample]:
+    """Each example up to its first reply that searches."""
+    for example in examples:
+        if "<keywords>" not in example.reply:
+            then = takewhile(lambda turn: "<keywords>" not in turn[1], example.then)
+            yield replace(example, then=tuple(then))
 
 
 def trainer(recipe: Recipe, weights: np.ndarray, folder: Path) -> Trainer:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from lag import prompts
+from lag.actions import Search, parse
 from lag.miniwiki.gold_agent import Knowledge, follow, rest_of
 from lag.miniwiki.world import (
     PLAIN,
@@ -18,7 +19,6 @@ from lag.miniwiki.world import (
     called,
     first_name,
     keys_of,
-    told,
 )
 from lag.modes import BLANK
 from lag.prompts import Note, Prompt
@@ -45,19 +45,14 @@ def make_lookups(
     most: how many articles, and how many logs. as_kv: the share whose logs enter as KV.
     """
     rng = random.Random(f"primers {seed} {world.seed}")
-    own = [article for article in world.articles if article.facts[0].noun != "name"]
+    own = entities(world)
     for _ in range(count):
         articles = rng.sample(own, rng.randint(1, most))
         kv = rng.random() < as_kv
-        notes, told = [], []
-        for article in rng.sample(own, rng.randint(0, most)):
-            note, facts = a_log(rng, world, rng.choice(plain_facts(article.facts)), kv)
-            notes.append(note)
-            told += facts
-        documents = as_documents(articles)
-        facts = [*(fact for article in articles for fact in plain_facts(article.facts)), *told]
+        notes, told = draw_logs(rng, world, rng.sample(own, rng.randint(0, most)), kv)
+        facts = [*(fact for article in articles for fact in plain_facts(article)), *told]
         rng.shuffle(facts)
-        prompt = Prompt(prompts.documents_block(documents), notes=tuple(notes))
+        prompt = Prompt(prompts.documents_block(as_documents(articles)), notes=notes)
         yield TrainingExample(prompt, " ".join(map(plain, facts)), LOOKUP, only_after="is")
 
 
@@ -72,26 +67,23 @@ def make_exams(
     most: how many articles, and how many logs. as_kv: the share whose logs enter as KV.
     """
     rng = random.Random(f"exams {seed} {world.seed}")
-    own = [article for article in world.articles if article.facts[0].noun != "name"]
+    own, library = entities(world), Library(world)
     both = [a for a in own if any(fact.noun == "name" for fact in a.facts)] or own
-    where = Where(world)
     for _ in range(count):
         articles = [rng.choice(rng.choice((own, both))) for _ in range(rng.randint(1, most))]
-        kv, notes, known = rng.random() < as_kv, [], Knowledge()
-        for article in rng.sample(own, rng.randint(0, most)):
-            note, facts = a_log(rng, world, rng.choice(plain_facts(article.facts)), kv)
-            notes.append(note)
-            known.add(facts)
-        for article in articles:
-            known.add(article.facts)
-        turns: list[tuple[str, str, str]] = []
+        kv = rng.random() < as_kv
+        notes, told = draw_logs(rng, world, rng.sample(own, rng.randint(0, most)), kv)
+        known = Knowledge()
+        known.add([*told, *(fact for article in articles for fact in article.facts)])
+        first, turns = "", []
         for _ in range(QUESTIONS):
             noun, name = rng.choice(rng.choice((starts(known), list(known.facts))))
-            turns += asked_and_answered(rng, where, known, draw_chain(rng, world, noun, name))
-        (first, _, reply), *then = turns
-        prompt = prompts.qa_prompt(first, as_documents(articles))
-        then = [(f"\n\n{more}{given(question)}", reply) for question, more, reply in then]
-        yield TrainingExample(replace(prompt, notes=tuple(notes)), reply, EXAM, then=tuple(then))
+            chain = draw_chain(rng, world, noun, name)
+            first = first or chain.text
+            turns += answer(rng, library, known, chain)
+        (_, reply), *then = turns
+        prompt = replace(prompts.qa_prompt(first, as_documents(articles)), notes=notes)
+        yield TrainingExample(prompt, reply, EXAM, then=tuple(then))
 
 
 def starts(known: Knowledge) -> list[tuple[str, str]]:
@@ -100,13 +92,12 @@ def starts(known: Knowledge) -> list[tuple[str, str]]:
     return [key for key, object in known.facts.items() if object in two] or [*known.facts]
 
 
-class Where:
+class Library:
     """A world's articles by what they tell."""
 
     def __init__(self, world: World):
         self.articles = world.articles
-        by_id = {article.id: article for article in world.articles}
-        self.told = {key: by_id[id] for key, id in told(world).items()}
+        self.told = {(fact.noun, fact.subject): a for a in world.articles for fact in a.facts}
 
     def found_by(self, query: str) -> Article | None:
         """The article that a search is for: of the subject, or one that tells its first name."""
@@ -119,52 +110,59 @@ def draw_chain(rng: random.Random, world: World, noun: str, name: str) -> Chain:
     first = first_name(world, noun, name)
     if rng.random() < NAMED_BOTH and RELATIONS[noun].subject in WITH_SECOND:
         name = world.second.get(first, name)
-    nouns, object = [noun], world.facts[noun, first]
+    nouns = [noun]
     for _ in range(rng.randrange(4)):
         kind = RELATIONS[nouns[-1]].object
         choices = [n for n, r in RELATIONS.items() if r.subject == kind and n not in nouns]
-        if choices:
-            nouns.append(rng.choice(choices))
-            object = world.facts[nouns[-1], object]
+        nouns += [rng.choice(choices)] if choices else []
     said = name != first and rng.random() < NAMED_BOTH
     return Chain(name, tuple(nouns), first if said else "")
 
 
-def asked_and_answered(
-    rng: random.Random, where: Where, known: Knowledge, chain: Chain
-) -> Iterator[tuple[str, str, str]]:
-    """The turns of one question: its text, the document that the last search found, the reply."""
+def answer(
+    rng: random.Random, library: Library, known: Knowledge, chain: Chain
+) -> Iterator[tuple[str, str]]:
+    """The turns of one question: it is asked again behind an article as long as a reply searches."""
     if chain.first:
         known.add([Fact("name", chain.start, chain.first, chain.kind)])
+    asked = prompts.QA_PREFILL.format(question=chain.text)
     found, replies, queries = "", [], ["", chain.text]
     while len(replies) < MOST_TURNS:
-        path = follow(known, *rest_of(chain, replies))
-        ending = path.search(queries[-2]) if path.query else ""
-        replies.append(" ".join([*path.sentences, *([ending] if ending else [])]))
-        yield chain.text, found, replies[-1]
-        if "<keywords>" not in ending:
+        replies.append(follow(known, *rest_of(chain, replies)).reply(queries[-2]))
+        yield f"\n\n{found}{asked}", replies[-1]
+        action = parse(replies[-1], "keywords")
+        if not isinstance(action, Search):
             return
-        queries.append(ending.removeprefix("<keywords>").removesuffix("</keywords>"))
-        helps = where.found_by(queries[-1]) if rng.random() < FOUND else None
-        article = helps or rng.choice(where.articles)
+        queries.append(action.query)
+        helps = library.found_by(action.query) if rng.random() < FOUND else None
+        article = helps or rng.choice(library.articles)
         known.add(article.facts)
         found = f"[1] {article.title}\n{article.content}\n\n"
 
 
-def given(question: str) -> str:
-    return prompts.QA_PREFILL.format(question=question)
+def entities(world: World) -> list[Article]:
+    """The articles that are about something, and not about a name only."""
+    return [article for article in world.articles if plain_facts(article)]
 
 
 def as_documents(articles: Sequence[Article]) -> list[Document]:
     return [Document(a.id, a.title, a.content) for a in articles]
 
 
-def plain_facts(facts: tuple[Fact, ...]) -> list[Fact]:
-    return [fact for fact in facts if fact.noun != "name"]
+def plain_facts(article: Article) -> list[Fact]:
+    return [fact for fact in article.facts if fact.noun != "name"]
 
 
 def plain(fact: Fact) -> str:
     return PLAIN.format(noun=fact.noun, s=fact.subject, o=fact.object)
+
+
+def draw_logs(
+    rng: random.Random, world: World, articles: Sequence[Article], kv: bool
+) -> tuple[tuple[Note, ...], list[Fact]]:
+    """A log that a fact of each article has led to, and what these logs tell."""
+    logs = [a_log(rng, world, rng.choice(plain_facts(article)), kv) for article in articles]
+    return tuple(note for note, _ in logs), [fact for _, facts in logs for fact in facts]
 
 
 def a_log(rng: random.Random, world: World, led: Fact, kv: bool) -> tuple[Note, list[Fact]]:
@@ -196,6 +194,5 @@ def log_of(world: World, chain: Chain) -> Log:
         if name != own:
             known.names[chain.kind if name == chain.start else "", name] = own
         known.facts[noun, own] = name = mention
-        path = follow(known, *rest_of(chain, replies))
-        replies.append(" ".join([*path.sentences, *([path.search("")] if path.query else [])]))
+        replies.append(follow(known, *rest_of(chain, replies)).reply(""))
     return Log(f"{chain.start} {chain.nouns[0]}", chain.text, tuple(replies))

@@ -73,16 +73,21 @@ def search_pairs(world: World, rng: random.Random) -> list[Pair]:
     return pairs
 
 
-def train_embedder(recipe: Recipe, bar: Callable[[int], object] = lambda n: None) -> np.ndarray:
-    """Word vectors (V, E) float32 whose means find what helps; contrastive, in-batch negatives."""
-    tokenizer = word_pieces()
+def untrained(recipe: Recipe) -> torch.nn.EmbeddingBag:
+    """Random word vectors (V, E), some of which weigh more."""
     torch.manual_seed(recipe.seed)
-    vocab = tokenizer.get_vocab()
+    vocab = word_pieces().get_vocab()
     bag = torch.nn.EmbeddingBag(len(vocab), recipe.dimensions, mode="mean")
     is_name = torch.zeros(len(vocab), 1)
     is_name[[vocab[name] for name in (*NAMES, *TRAINING_NAMES)]] = 1
     bag.weight.data *= 0.1 + is_name  # names start heavier: they are what is asked about
     bag.weight.data[vocab[UNKNOWN]] *= 30  # and so does what tells a log that found nothing
+    return bag
+
+
+def train_embedder(recipe: Recipe, bar: Callable[[int], object] = lambda n: None) -> np.ndarray:
+    """Word vectors (V, E) float32 whose means find what helps; contrastive, in-batch negatives."""
+    tokenizer, bag = word_pieces(), untrained(recipe)
     optimizer = torch.optim.Adam(bag.parameters(), lr=3e-3)
     rng = random.Random(f"embedder {recipe.seed}")
 

@@ -181,10 +181,9 @@ class GoldAgent:
         if chain.first:
             known.add([Fact("name", chain.start, chain.first, chain.kind)])
         path = follow(known, *rest_of(chain, [reply for _, reply in said]))
-        if not path.query:
-            return " ".join(path.sentences)
-        last = said[-1][0] if said else ""
-        return " ".join([*path.sentences, UNANSWERED if is_direct(prompt) else path.search(last)])
+        if path.query and is_direct(prompt):
+            return " ".join([*path.sentences, UNANSWERED])
+        return path.reply(said[-1][0] if said else "")
 
 
 UNANSWERED = f"<ans>{UNKNOWN}</ans>"
@@ -238,14 +237,16 @@ class Followed:
     query: str = ""
     again: str = ""
 
-    def search(self, last: str) -> str:
-        """What ends the reply; last: the query before the one that has just failed.
+    def reply(self, last: str) -> str:
+        """The sentences, and what is asked for next; last: the query before the one that has failed.
 
         Each wording is asked twice, as a query that is asked again digs deeper.
         """
-        if last == self.again:
-            return UNANSWERED
-        return f"<keywords>{self.again if last == self.query else self.query}</keywords>"
+        if not self.query:
+            return " ".join(self.sentences)
+        query = self.again if last == self.query else self.query
+        ending = UNANSWERED if last == self.again else f"<keywords>{query}</keywords>"
+        return " ".join([*self.sentences, ending])
 
 
 def follow(known: Knowledge, name: str, nouns: Sequence[str]) -> Followed:

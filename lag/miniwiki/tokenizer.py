@@ -63,7 +63,7 @@ def pattern() -> str:
 
 def vocabulary() -> dict[str, int]:
     """Special tokens, phrases, names, the few single words, and letters for the rest."""
-    words = ["is", "was", UNKNOWN, "Nothing", "\n\n", "\n", *KINDS, *(word for word in RELATIONS)]
+    words = ["is", "was", UNKNOWN, "Nothing", "\n\n", "\n", *KINDS, *RELATIONS]
     letters = [chr(code) for code in range(33, 127)]
     spelled = [*letters, *(f"##{letter}" for letter in letters)]
     tokens = [*SPECIALS, *phrases(), *words, *NAMES, *TRAINING_NAMES, *spelled]

@@ -11,8 +11,6 @@ from lag import prompts
 from lag.actions import Answer, Search, parse
 from lag.logs import playbook
 from lag.miniwiki.curriculum import annealing
-from lag.miniwiki.drills import LOOKUP, make_lookups
-from lag.miniwiki.embedder import mean_vector, train_embedder
 from lag.miniwiki.gold_agent import (
     EDITS,
     FORMATS,
@@ -28,8 +26,6 @@ from lag.miniwiki.gold_agent import (
     write_edits,
     write_sheet,
 )
-from lag.miniwiki.recipe import Recipe
-from lag.miniwiki.tokenizer import word_pieces
 from lag.miniwiki.world import NAMES, RELATIONS, Chain, Fact, generate
 from lag.modes import BLANK, MODES
 from lag.prompts import Note
@@ -38,14 +34,9 @@ from lag.step_prompt import Entered
 from lag.tasks import load_qa
 from lag.train.examples import Format
 
-SENTENCE = re.compile(r"The (\w+) of (\w+) is (that of )?(\w+)\.")
-BESIDE = re.compile(r"(\w+), now called (\w+)")
-
-
-@pytest.fixture(scope="module")
-def embed():
-    weights = train_embedder(Recipe(articles=300, questions=100, dimensions=64, embedder_steps=20))
-    return mean_vector(weights, word_pieces())
+SENTENCE = re.compile(r"(\w+)'s (\w+) is (that of )?(\w+)\.")
+BESIDE = re.compile(r"(\w+) \(now (\w+)\)")
+QUERY = re.compile(r"(?:the (\w+) )?(\w+(?: \(now \w+\))?)'s (\w+)")
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +92,8 @@ def test_the_annealing_keeps_the_balance_of_text_and_kv():
 
 
 # --- what a note carries --------------------------------------------------------------------------
-HIDDEN = "The mayor of Bara is Alan. The rival of Coris is Dalno. <keywords>the home of Alan</keywords>\n\n"
-KEPT = "The home of Alan is Elbo. The river of Elbo is Fenca. <ans>Fenca</ans>\n\n"
+HIDDEN = "Bara's mayor is Alan. Coris's rival is Dalno. <keywords>Alan's home</keywords>\n\n"
+KEPT = "Alan's home is Elbo. Elbo's river is Fenca. <ans>Fenca</ans>\n\n"
 HOME, RIVER = Fact("home", "Alan", "Elbo"), Fact("river", "Elbo", "Fenca")
 
 
@@ -117,32 +108,32 @@ def test_text_carries_what_it_says():
 
 def test_kv_carries_nothing_of_a_foreign_context():
     """Else the model would learn to take a stranger's facts, and the control would be trained."""
-    foreign = "The mayor of Ilva is Jasan. <keywords>the home of Jasan</keywords>\n\n"
+    foreign = "Ilva's mayor is Jasan. <keywords>Jasan's home</keywords>\n\n"
     assert carried(Note("x", KEPT, foreign, kv=True)) == (HOME, RIVER)
 
 
 def test_a_second_name_of_the_kept_subject_leads_to_what_was_hidden():
-    kept = "The home of Alan is that of Quinra. The home of Quinra is Elbo. <ans>Elbo</ans>\n\n"
+    kept = "Alan's home is that of Quinra. Quinra's home is Elbo. <ans>Elbo</ans>\n\n"
     facts = carried(Note("x", kept, HIDDEN, kv=True))
     assert facts[0] == Fact("name", "Alan", "Quinra", "person")
     assert facts[-1] == Fact("mayor", "Bara", "Alan")
 
 
 def test_an_answer_alone_carries_the_fact_that_it_was_encoded_after():
-    after = "The mayor of Bara is Alan. The home of Alan is Elbo. "
+    after = "Bara's mayor is Alan. Alan's home is Elbo. "
     assert carried(Note("x", "<ans>Elbo</ans>\n\n", after, kv=True)) == (HOME,)
     assert carried(Note("x", "<ans>Elbo</ans>\n\n")) == ()
 
 
 def test_an_answer_alone_carries_nothing_of_a_foreign_context():
-    after = "The mayor of Ilva is Jasan. "
+    after = "Ilva's mayor is Jasan. "
     assert carried(Note("x", "<ans>Elbo</ans>\n\n", after, kv=True)) == ()
 
 
 def test_a_search_that_failed_carries_nothing():
-    after = "The mayor of Bara is Alan. The home of Alan is unknown. "
+    after = "Bara's mayor is Alan. Alan's home is unknown. "
     assert carried(Note("x", f"<ans>{UNKNOWN}</ans>\n\n", after, kv=True)) == ()
-    kept = f"The home of Alan is unknown. <ans>{UNKNOWN}</ans>\n\n"
+    kept = f"Alan's home is unknown. <ans>{UNKNOWN}</ans>\n\n"
     assert carried(Note("x", kept)) == ()
 
 
@@ -165,9 +156,9 @@ def test_hidden_words_are_known_as_kv_only():
     gold, _, _ = gold_and_article()
     chain = Chain("Bara", ("mayor", "home"))
     reply = gold.reply(asked(chain, [Note("x", KEPT, HIDDEN, kv=True)]), chain)
-    assert reply == "The mayor of Bara is Alan. The home of Alan is Elbo. <ans>Elbo</ans>"
+    assert reply == "Bara's mayor is Alan. Alan's home is Elbo. <ans>Elbo</ans>"
     reply = gold.reply(asked(chain, [Note("x", KEPT)]), chain)
-    assert reply == "The mayor of Bara is unknown. <keywords>the mayor of Bara</keywords>"
+    assert reply == "Bara's mayor is unknown. <keywords>Bara's mayor</keywords>"
 
 
 @pytest.mark.parametrize(
@@ -177,14 +168,14 @@ def test_hidden_words_are_known_as_kv_only():
         ("paper", True, ()),
         ("system-first", False, ()),
         ("user", False, ()),
-        ("user", False, (("the river of Coris", "The river of Coris is Ulva."),)),
+        ("user", False, (("Coris's river", "Coris's river is Ulva."),)),
     ],
 )
 def test_a_document_is_believed_before_a_log(layout, kv, steps):
     """A log may be wrong; a model that was taught to repeat it could not distrust one."""
     gold, document, fact = gold_and_article()
     chain = Chain(fact.subject, ("mayor",))
-    wrong = f"The mayor of {fact.subject} is Zanvin. <ans>Zanvin</ans>\n\n"
+    wrong = f"{fact.subject}'s mayor is Zanvin. <ans>Zanvin</ans>\n\n"
     reply = gold.reply(asked(chain, [Note("x", wrong, "", kv)], [document], layout, steps), chain)
     assert reply.endswith(f"<ans>{fact.object}</ans>")
 
@@ -196,15 +187,15 @@ def test_a_search_that_fails_is_worded_again_and_then_given_up():
     """
     gold, document, _ = gold_and_article()
     chain = Chain("Bara", ("mayor",))
-    plain, with_kind = "the mayor of Bara", "the mayor of the city Bara"
+    plain, with_kind = "Bara's mayor", "the city Bara's mayor"
     steps, query = [], chain.text
     for wanted in (plain, plain, with_kind, with_kind):
         reply = gold.reply(asked(chain, documents=[document], steps=steps), chain)
-        assert reply == f"The mayor of Bara is unknown. <keywords>{wanted}</keywords>"
+        assert reply == f"Bara's mayor is unknown. <keywords>{wanted}</keywords>"
         steps.append((query, reply))
         query = wanted
     reply = gold.reply(asked(chain, documents=[document], steps=steps), chain)
-    assert reply == f"The mayor of Bara is unknown. <ans>{UNKNOWN}</ans>"
+    assert reply == f"Bara's mayor is unknown. <ans>{UNKNOWN}</ans>"
 
 
 def test_other_words_are_the_kind_and_come_before_giving_up(rollouts):
@@ -215,15 +206,12 @@ def test_other_words_are_the_kind_and_come_before_giving_up(rollouts):
         wordings = [query for query, _ in itertools.groupby(queries)]
         assert len(set(wordings)) == len(wordings), "never back to words that have failed"
         assert max(queries.count(query) for query in wordings or [""]) <= 2
-        worded = [re.sub(r"of the \w+ (?=[A-Z])", "of ", query) for query in wordings]
-        again = [a == b for a, b in itertools.pairwise(worded)]
-        for (noun, kind), same in zip(
-            (re.match(r"the (\w+) of (?:the (\w+) )?", query).groups() for query in wordings[1:]),
-            again,
-        ):
-            assert (kind == RELATIONS[noun].subject) if same else not kind
+        asked = [QUERY.fullmatch(query).groups() for query in wordings]
+        for before, (kind, name, noun) in itertools.pairwise(asked):
+            again = before[1:] == (name, noun)
+            assert (kind == RELATIONS[noun].subject) if again else not kind
         failed = trace.pred == UNKNOWN
-        assert not failed or again[-1]
+        assert not failed or asked[-1][0]
         given_up += failed
     assert given_up > 10
 
@@ -244,7 +232,7 @@ def held(example) -> tuple[set[tuple], set[tuple]]:
     user, notes = example.prompt.user, example.prompt.notes
     words = user + "".join(note.keep + note.after for note in notes)
     facts, names = set(), set()
-    for noun, subject, same, object in SENTENCE.findall(words):
+    for subject, noun, same, object in SENTENCE.findall(words):
         (names if same else facts).add((subject, object) if same else (noun, subject, object))
     for block in user.split(BLANK):
         title, _, content = block.partition("\n")
@@ -262,7 +250,7 @@ def test_a_reply_says_only_what_its_prompt_holds(examples):
         if is_curated(example):
             continue
         facts, names = held(example)
-        for noun, subject, same, object in SENTENCE.findall(example.reply):
+        for subject, noun, same, object in SENTENCE.findall(example.reply):
             if same:
                 assert (subject, object) in names, example
                 names.add((noun, subject, object))
@@ -280,19 +268,19 @@ def test_a_second_name_is_resolved_in_words_and_concluded(examples):
         if is_curated(example):
             continue
         sentences = SENTENCE.findall(example.reply)
-        for place, (noun, second, same, first) in enumerate(sentences):
+        for place, (second, noun, same, first) in enumerate(sentences):
             if not same:
                 continue
             object = sentences[place + 1][3]
-            assert sentences[place + 1] == (noun, first, "", object)
+            assert sentences[place + 1] == (first, noun, "", object)
             if object == UNKNOWN:
                 unknown += 1
                 action = parse(example.reply, "keywords")
-                both = f"{second}, now called {first}"
+                both = f"{second} (now {first})'s {noun}"
                 assert isinstance(action, Answer) or action.query.endswith(both)
             else:
                 found += 1
-                assert sentences[place + 2] == (noun, second, "", object)
+                assert sentences[place + 2] == (second, noun, "", object)
     assert min(found, unknown) > 20
 
 
@@ -329,27 +317,11 @@ def test_no_log_stands_behind_another_log_s_hidden_text(examples):
     assert all(text.endswith(keep) for id, keep in kept for text in whole.get(id, ()))
 
 
-def test_look_ups_have_the_fact_that_led_there_behind_kv_and_not_behind_text(world):
-    hidden = 0
-    for example in make_lookups(world, 200, "x"):
-        assert example.format is LOOKUP
-        facts = {(f.noun, f.subject, f.object) for f in stated(example.reply)}
-        for note in example.prompt.notes:
-            first, *_ = stated(note.keep)
-            assert set(stated(note.keep)) <= set(stated(example.reply))
-            if note.after:
-                (led,) = stated(note.after)
-                assert note.kv and led.object == first.subject
-                assert (led.noun, led.subject, led.object) in facts
-                hidden += 1
-    assert hidden > 50
-
-
 def test_a_spoiled_log_differs_in_one_object(rollouts):
     rng, changed = random.Random(1), 0
     for trace, _ in rollouts:
         log = Log.of(trace)
-        wrong = spoiled(log, rng, NAMES)
+        wrong = spoiled(log, rng, ["Nobody"])
         assert (wrong.id, wrong.question) == (log.id, log.question)
         before = [re.findall(r"\w+|\W", reply) for reply in log.replies]
         after = [re.findall(r"\w+|\W", reply) for reply in wrong.replies]
@@ -379,17 +351,17 @@ def test_some_logs_are_strange(examples):
 
 # --- sheets ---------------------------------------------------------------------------------------
 def sentences(count: int, first: int = 0) -> list[str]:
-    return [f"The home of {NAMES[n]} is {NAMES[n + 1]}." for n in range(first, first + count)]
+    return [f"{NAMES[n]}'s home is {NAMES[n + 1]}." for n in range(first, first + count)]
 
 
 def test_a_sheet_holds_what_replies_state_the_most_related_last():
     pairs = [
         ("a?", " ".join(sentences(2))),
-        ("b?", f"{sentences(1)[0]} The home of Bara is unknown."),
+        ("b?", f"{sentences(1)[0]} Bara's home is unknown."),
     ]
     sheet = write_sheet(prompts.curator_prompt("q?", pairs).user)
     assert sheet == " ".join([sentences(2)[1], sentences(1)[0]])
-    nothing = [("a?", "The home of Bara is unknown. <ans>unknown</ans>")]
+    nothing = [("a?", "Bara's home is unknown. <ans>unknown</ans>")]
     assert write_sheet(prompts.curator_prompt("q?", nothing).user) == NO_FACTS
 
 
@@ -414,7 +386,7 @@ def test_a_playbook_gets_what_the_most_related_replies_state_and_no_entry_does()
     assert EDITS == 2
     assert edits(f"[p1] (+1 -0) {c}", f"{a} {c}") == f"<add>{a}</add>"
     assert edits(f"[p1] (+1 -0) {c}", c) == "<keep></keep>"
-    assert edits("", "The home of Bara is unknown.") == "<keep></keep>"
+    assert edits("", "Bara's home is unknown.") == "<keep></keep>"
 
 
 def test_sheets_that_live_on_are_among_the_examples(examples):
