@@ -75,9 +75,10 @@ def make_exams(
         notes, told = draw_logs(rng, world, rng.sample(own, rng.randint(0, most)), kv)
         known = Knowledge()
         known.add([*told, *(fact for article in articles for fact in article.facts)])
+        by_logs = [(fact.noun, fact.subject) for fact in told] or [*known.facts]
         first, turns = "", []
         for _ in range(QUESTIONS):
-            noun, name = rng.choice(rng.choice((starts(known), list(known.facts))))
+            noun, name = rng.choice(rng.choice((starts(known), by_logs, list(known.facts))))
             chain = draw_chain(rng, world, noun, name)
             first = first or chain.text
             turns += answer(rng, library, known, chain)
@@ -127,11 +128,11 @@ def answer(
         known.add([Fact("name", chain.start, chain.first, chain.kind)])
     asked = prompts.QA_PREFILL.format(question=chain.text)
     found, replies, queries = "", [], ["", chain.text]
-    while len(replies) < MOST_TURNS:
+    while True:
         replies.append(follow(known, *rest_of(chain, replies)).reply(queries[-2]))
         yield f"\n\n{found}{asked}", replies[-1]
         action = parse(replies[-1], "keywords")
-        if not isinstance(action, Search):
+        if not isinstance(action, Search) or len(replies) == MOST_TURNS:
             return
         queries.append(action.query)
         helps = library.found_by(action.query) if rng.random() < FOUND else None

@@ -34,9 +34,9 @@ from lag.step_prompt import Entered
 from lag.tasks import load_qa
 from lag.train.examples import Format
 
-SENTENCE = re.compile(r"(\w+)'s (\w+) is (that of )?(\w+)\.")
-BESIDE = re.compile(r"(\w+) \(now (\w+)\)")
-QUERY = re.compile(r"(?:the (\w+) )?(\w+(?: \(now \w+\))?)'s (\w+)")
+SENTENCE = re.compile(r"(?:(\w+) alias )?(\w+)'s (\w+) is (\w+)\.")
+BESIDE = re.compile(r"(\w+) alias (\w+)")
+QUERY = re.compile(r"(?:the (\w+) )?(\w+(?: alias \w+)?)'s (\w+)")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_kv_carries_nothing_of_a_foreign_context():
 
 
 def test_a_second_name_of_the_kept_subject_leads_to_what_was_hidden():
-    kept = "Alan's home is that of Quinra. Quinra's home is Elbo. <ans>Elbo</ans>\n\n"
+    kept = "Alan alias Quinra's home is Elbo. <ans>Elbo</ans>\n\n"
     facts = carried(Note("x", kept, HIDDEN, kv=True))
     assert facts[0] == Fact("name", "Alan", "Quinra", "person")
     assert facts[-1] == Fact("mayor", "Bara", "Alan")
@@ -232,15 +232,15 @@ def held(example) -> tuple[set[tuple], set[tuple]]:
     user, notes = example.prompt.user, example.prompt.notes
     words = user + "".join(note.keep + note.after for note in notes)
     facts, names = set(), set()
-    for subject, noun, same, object in SENTENCE.findall(words):
-        (names if same else facts).add((subject, object) if same else (noun, subject, object))
+    for second, own, noun, object in SENTENCE.findall(words):
+        facts |= {(noun, name, object) for name in (own, second) if name}
     for block in user.split(BLANK):
         title, _, content = block.partition("\n")
         if re.match(r"\[\d+\] ", title):
             told = read(content)
             facts |= {(*key, object) for key, object in told.facts.items()}
             names |= {(second, first) for (_, second), first in told.names.items()}
-    return facts, names | set(BESIDE.findall(user))
+    return facts, names | set(BESIDE.findall(words))
 
 
 def test_a_reply_says_only_what_its_prompt_holds(examples):
@@ -250,37 +250,28 @@ def test_a_reply_says_only_what_its_prompt_holds(examples):
         if is_curated(example):
             continue
         facts, names = held(example)
-        for subject, noun, same, object in SENTENCE.findall(example.reply):
-            if same:
-                assert (subject, object) in names, example
-                names.add((noun, subject, object))
-            elif object != UNKNOWN and (noun, subject, object) not in facts:
-                (first,) = [n[2] for n in names if n[:-1] == (noun, subject)]
-                assert (noun, first, object) in facts, example
-                concluded += 1
+        for second, own, noun, object in SENTENCE.findall(example.reply):
+            assert not second or (second, own) in names, example
+            if object != UNKNOWN:
+                assert facts & {(noun, own, object), (noun, second, object)}, example
+                concluded += bool(second) and (noun, second, object) not in facts
     assert concluded > 20
 
 
-def test_a_second_name_is_resolved_in_words_and_concluded(examples):
-    """The model gets from one name to the other by a sentence, and from there to the fact."""
+def test_a_second_name_is_said_beside_the_first(examples):
+    """The model gets from one name to the other in words, and from there to the fact."""
     found = unknown = 0
     for example in examples:
         if is_curated(example):
             continue
-        sentences = SENTENCE.findall(example.reply)
-        for place, (second, noun, same, first) in enumerate(sentences):
-            if not same:
-                continue
-            object = sentences[place + 1][3]
-            assert sentences[place + 1] == (first, noun, "", object)
-            if object == UNKNOWN:
+        for second, own, noun, object in SENTENCE.findall(example.reply):
+            if second and object == UNKNOWN:
                 unknown += 1
                 action = parse(example.reply, "keywords")
-                both = f"{second} (now {first})'s {noun}"
+                both = f"{second} alias {own}'s {noun}"
                 assert isinstance(action, Answer) or action.query.endswith(both)
-            else:
+            elif second:
                 found += 1
-                assert sentences[place + 2] == (second, noun, "", object)
     assert min(found, unknown) > 20
 
 
