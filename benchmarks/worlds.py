@@ -33,7 +33,8 @@ NAME = "miniwiki"
 LIMIT, MORE = "base", "base_s16"  # the same with twice the steps
 HARM = "log_kv"
 CONTROLS = ("log_kv_random", "log_kv_shuffled", "log_kv_wrong-context")
-SHOWN = [*MODES, *CONTROLS, MORE]
+TEXT_ONLY = "text-only"  # log_text of a second model, which has learned of logs as text alone
+SHOWN = [*MODES, *CONTROLS, MORE, TEXT_ONLY]
 SEED = 1234
 Values = dict[str, dict[str, float]]  # of a run: what the evaluator says, by question
 PLACES = {
@@ -208,7 +209,7 @@ def pooled_rows(pooled: Pooled, worlds: Mapping[str, Measured]) -> dict[str, Any
 PAIRS = (
     (MORE, LIMIT),
     *((HARM, other) for other in ("base", "log_kv_wrong-context", "log_kv_last_as_context")),
-    *((HARM, other) for other in ("log_text", "log_text_all")),
+    *((HARM, other) for other in ("log_text", TEXT_ONLY, "log_text_all")),
     *((control, "base") for control in CONTROLS),
 )
 
@@ -306,12 +307,12 @@ def claims(pooled: Pooled, rows: Mapping[str, Any]) -> Iterator[Claim]:
         reached = 100 * change["value"] >= 3 and low(change) > 0 and low(bare) > 0
         yield Claim("hidden text helps", "to wrong context at least +3; to no context above 0",
                     f"{said(change)}; {said(bare)}", reached)  # fmt: skip
-    text, tokens = (
-        pooled.change(HARM, "log_text"),
-        [rows[n]["prefilled_tokens"] for n in (HARM, "log_text")],
-    )
+    texts = [name for name in ("log_text", TEXT_ONLY) if name in rows]
+    better = max(texts, key=lambda name: rows[name]["em"]["value"])
+    text = pooled.change(HARM, better)
+    tokens = [rows[name]["prefilled_tokens"] for name in (HARM, better)]
     yield Claim("KV beats the same words as text", "above 0, at no more prefilled tokens",
-                f"{said(text)}; {tokens[0]:.0f} and {tokens[1]:.0f} tokens",
+                f"{said(text)} to `{better}`; {tokens[0]:.0f} and {tokens[1]:.0f} tokens",
                 low(text) > 0 and tokens[0] <= tokens[1])  # fmt: skip
     for name in ("log_kv_random", "log_kv_shuffled"):
         if name in rows:

@@ -17,6 +17,11 @@ ENDS = re.compile(
     r"(?:\s*(?:<\|[\w-]{1,40}\|>|</s>|<eos>|<end_of_turn>|<｜end▁of▁sentence｜>))+\s*\Z"
 )
 
+# In Disentangling Memory and Reasoning's outputs: its token rows, which no other model knows, and
+# where a question's options begin.
+MARKERS = re.compile(r"(?:<[a-z]+_\d+>)+[ \t]*")
+OPTIONS = re.compile(r"\sA\. ")
+
 
 def keyed_rows(path: Path, content: Any) -> dict[str, Log | None]:
     """Rows of a predictions file, ours or another toolkit's with the same envelope.
@@ -56,6 +61,30 @@ def log_of_row(id: str, row: Any) -> Log | None:
     if all("reply" in step for step in steps):
         return Log.of(trace)
     return Log(id, trace.question, said(trace.replies), trace.question_id)
+
+
+def generated_rows(
+    path: Path, rows: list[Any], questions: Sequence[Question] | None
+) -> dict[str, Log | None]:
+    """Rows of Disentangling Memory and Reasoning's outputs (arXiv 2411.13504, released code).
+
+    A row is `{"generated_text": "Question: ..\\n reply", "result"}`; its id is that of the train
+    question of the same words, else its number.
+
+    Raises:
+        ValueError: not such a row; names it (from 1).
+    """
+    ids, logs = {question.text: question.id for question in questions or ()}, {}
+    for number, row in enumerate(rows, 1):
+        with located(f"{path} row {number}:"):
+            text = row.get("generated_text") if isinstance(row, dict) else None
+            if not isinstance(text, str) or not text.startswith("Question: "):
+                raise ValueError("expected a 'generated_text' that begins with 'Question: '")
+            first, _, reply = text.partition("\n")
+            asked = OPTIONS.split(first.removeprefix("Question: "), maxsplit=1)[0].strip()
+            id = ids.get(asked, f"{number}")
+            logs[id] = Log(id, asked, said([MARKERS.sub("", reply).strip()]))
+    return logs
 
 
 def positional_rows(

@@ -1,6 +1,6 @@
 """The log store: the past traces that may be reused.
 
-A log store is a predictions file; files of two other toolkits can be imported. A row is a log,
+A log store is a predictions file; files of three other toolkits can be imported. A row is a log,
 right or wrong, answered or not, unless it failed or says nothing.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lag.files import bytes_digest, read_json
-from lag.logs.imports import keyed_rows, positional_rows
+from lag.logs.imports import generated_rows, keyed_rows, positional_rows
 from lag.records import Log, Question
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,9 @@ class LogStore:
         if not path.is_file():
             raise FileNotFoundError(f"{path} not found: no logs to reuse; {make_command(path)}")
         content = read_json(path)
-        if isinstance(content, list):
+        if isinstance(content, list) and content and isinstance(content[0], dict):
+            rows = generated_rows(path, content, questions)
+        elif isinstance(content, list):
             rows = positional_rows(path, content, questions)
         else:
             rows = keyed_rows(path, content)

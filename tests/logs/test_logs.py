@@ -169,6 +169,32 @@ def test_the_positional_file_is_read_with_the_train_questions(save):
     assert store.logs["q2"].question == "Question number 2?"
 
 
+def generated(question, *steps):
+    lines = [f"<prefix_0><prefix_1>{step}\n" for step in steps]
+    return {"generated_text": f"Question: {question}\n {''.join(lines)}", "result": "wrong"}
+
+
+def test_outputs_with_marker_tokens_are_read_without_them(save):
+    options = "A. One. B. Two."
+    rows = [
+        generated(
+            f"Question number 2? {options}", "<memory_0> So it is.", "<answer_0> The answer is: B"
+        ),
+        generated("Is a < b?", "<reason_0><reason_1> Yes <b>."),
+        generated("Nothing?"),
+    ]
+    store = LogStore.load(save(rows), QUESTIONS)
+    assert {id: (log.question, log.replies) for id, log in store.logs.items()} == {
+        "q2": ("Question number 2?", ("So it is.\nThe answer is: B",)),
+        "2": ("Is a < b?", ("Yes <b>.",)),
+    }
+    assert (store.errors, store.empty) == (0, 1)
+    assert list(LogStore.load(save(rows)).logs) == ["1", "2"]
+    for wrong in (["text"], {"result": "wrong"}, {"generated_text": "no question"}):
+        with pytest.raises(ValueError, match="row 4: expected a 'generated_text'"):
+            LogStore.load(save([*rows, wrong]), QUESTIONS)
+
+
 @pytest.mark.parametrize("token", ["<|eot_id|>", "<|im_end|>", "</s>", "<eos>", "<end_of_turn>"])
 def test_end_tokens_are_cut_at_the_end_only(save, token):
     rows = [position(QUESTIONS[0], f"say {token} and <ans>x</ans> {token}{token}\n")]
