@@ -4,10 +4,13 @@ python benchmarks/decoding.py
 
 C12: the library's own cache over ours, at 8,192 tokens. S5: what a token of 16 rows of the embedded model
 costs beside its products and its attention, on our route over the library's classes, to which the same
-cache and the same choice of tokens belong.
+cache and the same choice of tokens belong. S7, S8: rows write while a long prompt enters; how long they
+wait for a token at most, and how long all takes, its prompt in pieces over its prompt at once.
 """
 
 import argparse
+import random
+import time
 from typing import Any
 
 import measure
@@ -15,6 +18,7 @@ from measure import Measure
 
 PREFIX, STEPS = 8192, 24  # tokens
 ROWS, PROMPT = 16, 300  # of the embedded model; tokens
+WRITING, REPLY, LONG = 3, 64, 6000  # rows; tokens of their replies, and of the prompt that enters
 
 
 def routes(shape: str) -> dict[str, Any]:
@@ -114,6 +118,64 @@ def beside(args: argparse.Namespace) -> tuple[Measure, dict[str, Any]]:
     return Measure("S5", what, round(share, 3), most=0.333), measure.in_milliseconds(seconds)
 
 
+def entering(llm: Any, whole: bool) -> dict[str, float]:
+    """CPU seconds of all replies, and of the step that took longest, once a long prompt waits."""
+    from lag.prompts import Prompt
+
+    batch = llm.in_flight(WRITING + 1)
+    if whole:
+        batch.decoder.tokens_per_forward = 2 * LONG
+    for ticket in range(WRITING):
+        batch.submit(ticket, Prompt(words(llm, PROMPT, ticket)))
+    for _ in range(REPLY // 8):
+        batch.step()
+    batch.submit("long", Prompt(words(llm, LONG, WRITING), max_new_tokens=8))
+    steps = []
+    while len(batch):
+        start = time.process_time()
+        batch.step()
+        steps.append(time.process_time() - start)
+    return {"longest": max(steps), "all": sum(steps)}
+
+
+def words(llm: Any, count: int, seed: int) -> str:
+    """Text of about so many tokens."""
+    draw, known = random.Random(seed), [f" {n}" for n in range(1000)]
+    per_word = llm.num_tokens("".join(known)) / len(known)
+    return "".join(draw.choices(known, k=round(count / per_word)))
+
+
+def pauses(args: argparse.Namespace) -> tuple[list[Measure], dict[str, Any]]:
+    """S7 and S8."""
+    from transformers import AutoTokenizer
+
+    from lag.model.llm import LLM
+
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    llm = LLM(measure.build("135M float32"), tokenizer, max_new_tokens=REPLY, draft="off")
+    llm.end_ids = frozenset()
+    found: dict[str, list[dict[str, float]]] = {"in pieces": [], "at once": []}
+    for _ in range(args.repeats):
+        for name, each in found.items():
+            each.append(entering(llm, whole=name == "at once"))
+    times = {
+        f"{part}, {name}": [one[part] for one in each]
+        for part in ("longest", "all")
+        for name, each in found.items()
+    }
+    about = (
+        f"{WRITING} rows write, a prompt of {LONG} tokens enters in pieces / at once; 135M float32"
+    )
+    longest, all = (
+        round(measure.ratio(times, f"{part}, in pieces", f"{part}, at once"), 3)
+        for part in ("longest", "all")
+    )
+    return [
+        Measure("S7", f"longest pause; {about}", longest, most=0.25),
+        Measure("S8", f"seconds of all; {about}", all, most=1.03),
+    ], measure.in_milliseconds(times)
+
+
 def main() -> None:
     from lag.tasks import TASKS
 
@@ -122,6 +184,9 @@ def main() -> None:
     args = parser.parse_args()
     row, times = beside(args)
     measures, timings = [row], {f"embedded model, {ROWS} rows, {STEPS} tokens": times}
+    found, times = pauses(args)
+    measures += found
+    timings[f"135M float32, {WRITING} rows write, a prompt of {LONG} tokens enters"] = times
     for shape in measure.SHAPES:
         seconds = measure.take_turns(routes(shape), args.repeats)
         timings[f"{shape}, {STEPS} tokens"] = measure.in_milliseconds(seconds)

@@ -11,6 +11,7 @@ Shapes: B batch, T tokens, Q of these new, H key/value heads, D head dim.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,10 +38,12 @@ class GrowableLayer(DynamicLayer):
         lies nothing that is not finite: masked out, it still is multiplied by zero.
     keys, values: the tokens so far, (B, H, T, D): the first B rows of the buffers, up to `end`.
     offsets: (B, Q) where the next tokens go, counted from `end`; None: all behind it.
+    room: for how many tokens memory is taken with the first ones, at least.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, room: int = 0, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.room = room
         self.buffers: tuple[Tensor, Tensor] | None = None
         self.end = 0
         self.offsets: Tensor | None = None
@@ -65,7 +68,7 @@ class GrowableLayer(DynamicLayer):
         new, width = (key_states, value_states), self.get_seq_length()
         rows, more = len(key_states), key_states.shape[-2]
         if self.buffers is None:
-            room = with_room(more)
+            room = max(self.room, with_room(more))
             self._show(buffers_like(new, rows, room), rows, 0, 0)
         elif self.end + more > self.buffers[0].shape[-2]:
             slots = len(self.buffers[0])
@@ -138,11 +141,14 @@ class GrowableLayer(DynamicLayer):
 
 
 class GrowableCache(DynamicCache):
-    """Keeps every token of a sliding layer too: a kept span may be longer than the window."""
+    """Keeps every token of a sliding layer too: a kept span may be longer than the window.
 
-    def __init__(self, layers: Sequence[GrowableLayer] = ()):
+    room: of layers that are yet to come.
+    """
+
+    def __init__(self, layers: Sequence[GrowableLayer] = (), room: int = 0):
         super().__init__()
-        self.layer_class_to_replicate = GrowableLayer
+        self.layer_class_to_replicate = partial(GrowableLayer, room=room)
         self.layers.extend(layers)
 
 

@@ -6,7 +6,9 @@ padding.
 Shapes: B batch, T tokens, H key/value heads, D head dim, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -36,7 +38,28 @@ from lag.kv.masks import Masks, NextPositions
 from lag.kv.recompute import recompute_spans
 from lag.kv.rope import KeyRotator
 from lag.kv.sequence import SequencePlan, batches, tokens_per_forward
-from lag.kv.support import holds_plain_kv
+from lag.kv.support import even_length, holds_plain_kv
+
+
+@dataclass(eq=False, slots=True)
+class Prefill:
+    """Rows that are computed together beside a batch; a long one in several forwards.
+
+    members: which they are of the rows that were begun at once.
+    size: how many tokens of a row a forward takes. done: how many of them are computed.
+    """
+
+    members: list[int]
+    rows: list[SequencePlan]
+    cache: DynamicCache
+    size: int
+    done: int = 0
+
+    @property
+    def started(self) -> PrefilledRows:
+        """The rows, once all of them are computed."""
+        members = list(range(len(self.rows)))
+        return PrefilledRows([len(row) for row in self.rows], [members], (self.cache,))
 
 
 class Decoder:
@@ -57,6 +80,8 @@ class Decoder:
         self.rotator = rotator
         self.max_length = max_positions(model)  # of this batch: spans may lower it
         self.plain = holds_plain_kv(model)
+        self.even_length = even_length(model)
+        self.tokens_per_forward = self.tokens_per_forward or tokens_per_forward(model)
         self.slots = slots if self.plain else 1
         self.takes_positions = takes(model, "position_ids")
         # Mamba's name for it; an unknown name would be swallowed, and every step start anew
@@ -91,12 +116,29 @@ class Decoder:
         Raises:
             ValueError: as `prefill`.
         """
-        self._check(rows)
-        budget = self.tokens_per_forward or tokens_per_forward(self.model)
-        groups = list(batches([len(row.fresh) for row in rows], budget))
-        logits, caches = zip(*(self._start([rows[i] for i in group]) for group in groups))
+        begun = self.begin(rows)
+        logits = torch.cat([self.finish(one) for one in begun])
+        groups = [one.members for one in begun]
         order = torch.tensor([i for group in groups for i in group]).argsort().tolist()
-        return torch.cat(logits)[order], PrefilledRows([len(row) for row in rows], groups, caches)
+        caches = tuple(one.cache for one in begun)
+        return logits[order], PrefilledRows([len(row) for row in rows], groups, caches)
+
+    @torch.no_grad()
+    def begin(self, rows: Sequence[SequencePlan]) -> list[Prefill]:
+        """Place what rows have already, and say which of them are going to be computed together.
+
+        Raises:
+            ValueError: as `prefill`.
+        """
+        self._check(rows)
+        groups = batches([len(row.fresh) for row in rows], self.tokens_per_forward)
+        return [self._begin(group, [rows[i] for i in group]) for group in groups]
+
+    def finish(self, begun: Prefill) -> Tensor:
+        """Compute all that is left of rows; logits (B, V) of each last token."""
+        while (logits := self.go_on(begun)) is None:
+            pass
+        return logits
 
     def arrange(self, order: Sequence[int], started: PrefilledRows | None = None) -> None:
         """Make row k of the batch what `order[k]` names; the rest leaves.
@@ -258,26 +300,38 @@ class Decoder:
         more[self.cache_argument] = cache
         return self.model(input_ids=ids, attention_mask=mask, use_cache=True, **more).logits
 
-    def _start(self, rows: Sequence[SequencePlan]) -> tuple[Tensor, DynamicCache]:
-        """Logits (B, V) after each row, and the rows' cache, contiguous at its right end."""
-        device = self.model.device
-        ids, _ = right_padded([row.fresh for row in rows], device)
+    def _begin(self, members: list[int], rows: list[SequencePlan]) -> Prefill:
+        longest = max(len(row.fresh) for row in rows)
+        whole = not self.plain or max(map(len, rows)) > self.even_length
+        parts = 1 if whole else math.ceil(longest / self.tokens_per_forward)
         width = max(row.num_prefix for row in rows)
-        starts = [width - row.num_prefix for row in rows]
-        ends = [width + len(row.fresh) for row in rows]
+        cache = self._placed(rows, width, with_room(width + longest))
+        return Prefill(members, rows, cache, math.ceil(longest / parts))
+
+    @torch.no_grad()
+    def go_on(self, begun: Prefill) -> Tensor | None:
+        """Compute rows by a forward more; logits (B, V) of each last token, None before the end."""
+        device, rows, done = self.model.device, begun.rows, begun.done
+        begun.done += begun.size
+        fresh = [row.fresh[done : begun.done] for row in rows]
+        ids, _ = right_padded(fresh, device)
+        width = max(row.num_prefix for row in rows) + done
+        starts = [width - done - row.num_prefix for row in rows]
+        ends = [width + len(own) for own in fresh]
         mask = spread(starts, ends, width + ids.shape[1], device)
         ordinals = torch.arange(width, width + ids.shape[1], device=device)
         # padding repeats the last position: a learned table may have no further one
         ordinals = ordinals.minimum(torch.tensor(ends, device=device)[:, None] - 1)
         positions = ordinals - torch.tensor(starts, device=device)[:, None]
-        last = [row * ids.shape[1] + len(one.fresh) - 1 for row, one in enumerate(rows)]
-        cache = self._placed(rows, width, with_room(width + ids.shape[1]))
-        forward = partial(self._forward, ids, cache, mask, positions)
+        last = [row * ids.shape[1] + len(own) - 1 for row, own in enumerate(fresh)]
+        forward = partial(self._forward, ids, begun.cache, mask, positions)
         logits = logits_of(self.model, last, forward)
-        shifts = [ids.shape[1] - len(row.fresh) for row in rows]
-        for layer in cache.layers if any(shifts) else ():
+        if any(len(row.fresh) > begun.done for row in rows):
+            return None
+        shifts = [ids.shape[1] - len(own) for own in fresh]
+        for layer in begun.cache.layers if any(shifts) else ():
             layer.shift_right(shifts, max(map(len, rows)))
-        return logits, cache
+        return logits
 
     def _placed(self, rows: Sequence[SequencePlan], width: int, capacity: int) -> DynamicCache:
         """A cache of the rows' heads and placed spans, at its right end."""
@@ -285,7 +339,7 @@ class Decoder:
         if not self.plain:
             return DynamicCache(config=self.model.config)
         if not width:
-            return GrowableCache()
+            return GrowableCache(room=capacity)
         heads = _heads(self.model, rows)
         cache = placed(rows, width, capacity, self.rotator, self._angles(width), heads, spare)
         recompute_spans(self.model, cache, rows)

@@ -18,7 +18,7 @@ from lag.kv.cache import PrefilledRows
 from lag.kv.forward import UNBOUNDED
 from lag.kv.sequence import ReusedPrefix, SequencePlan
 from lag.model.chat import Pieces
-from lag.model.decoder import Decoder
+from lag.model.decoder import Decoder, Prefill
 from lag.model.drafts import Costs, Drafter, written
 from lag.model.kv_source import KVSource
 from lag.model.loaded import LoadedModel
@@ -30,6 +30,7 @@ from lag.records import Ended, Reply
 logger = logging.getLogger(__name__)
 PARTS = ("store", "prefill", "decode")
 OPENINGS = 8  # kept at once; a run has one or two
+Entering = tuple[list[Request], Prefill]
 
 
 class Scheduler:
@@ -63,13 +64,15 @@ class Scheduler:
             logger.warning("%s keeps a state that batches would change: one prompt at a time", kind)
         self.waiting: deque[Request] = deque()
         self.rows: list[Request] = []  # of the decoder; one that ended stays until the next step
+        self.entering: deque[Entering] = deque()  # beside them
         self.mark = 0.0
         self.openings: dict[tuple[Item, ...], ReusedPrefix] = {}
         costs = Costs.of(loaded.model, padded=self.decoder.llama is None)
         self.drafter = Drafter(draft, costs, loaded.end_ids)
 
     def __len__(self) -> int:
-        return len(self.waiting) + sum(not request.ended for request in self.rows)
+        alive = sum(not request.ended for request in self.rows)
+        return len(self.waiting) + len(self._entering()) + alive
 
     def submit(self, ticket: Hashable, prompt: Prompt) -> None:
         self.waiting.append(self._request(ticket, prompt))
@@ -77,6 +80,7 @@ class Scheduler:
     def close(self) -> None:
         """Give up all prompts, and the memory that they took."""
         self.waiting.clear()
+        self.entering.clear()
         self.openings.clear()
         self.rows = []
         self.decoder.arrange([])
@@ -93,7 +97,7 @@ class Scheduler:
 
     @torch.inference_mode()
     def step(self) -> list[Ended]:
-        """Let in what there is room for, or else write one token of every row.
+        """Let in what there is room for, or a part of it; unless something ended, write a token each.
 
         Returns what ended: tickets with a reply, or with the exception that it ended in.
         """
@@ -138,26 +142,34 @@ class Scheduler:
         ]
 
     def _refill(self) -> list[Request]:
-        """Replace the rows that ended by those that wait; returns what ended on the way."""
+        """Replace the rows that ended by those that wait; returns what ended on the way.
+
+        While others write, what comes is computed a forward at a time, so that they go on between.
+        """
         leaving = [row for row, request in enumerate(self.rows) if request.ended]
         self._hand_on(leaving)
-        coming = self._next(len(self.rows) - len(leaving))
+        alive, begun = len(self.rows) - len(leaving), self._entering()
+        coming = self._next(alive + len(begun))
+        self._begin(coming)
         for row in leaving:
             self._keep_apart(self.rows[row].ticket)
-        if not coming and not leaving:
-            return []
-        parts = self._started(coming)
+        parts = self._prefilled(all_at_once=not alive)
         entered = [request for requests, _ in parts for request in requests]
+        done = [request for request in begun + coming if request.ended]
+        if not entered and not leaving:
+            return done
         order = refilled(len(self.rows), leaving, len(entered))
         rows = self.rows + entered
         self.rows = [rows[row] for row in order]
         try:
-            self.decoder.arrange(order, PrefilledRows.merged([part for _, part in parts]))
+            self.decoder.arrange(order, PrefilledRows.merged([one.started for _, one in parts]))
         except Exception as error:  # there may be no memory for so many rows
-            done = [request for request in coming if request.ended]
             return done + self._start_over(error)
         self._charge(entered, "prefill")
-        return [request for request in coming if request.ended]
+        return done
+
+    def _entering(self) -> list[Request]:
+        return [request for requests, _ in self.entering for request in requests]
 
     def _next(self, alive: int) -> list[Request]:
         """Who may enter beside so many rows."""
@@ -173,20 +185,24 @@ class Scheduler:
             found.append(self.waiting.popleft())
         return found
 
-    def _started(self, coming: list[Request]) -> list[tuple[list[Request], PrefilledRows]]:
-        """Compute prompts up to their first token, together; if that fails, one by one."""
-        if not coming:
-            return []
+    def _begin(self, coming: list[Request]) -> None:
+        """Let prompts enter: what is there of them is placed now, and the rest computed from now on."""
         try:
-            return [(coming, self._start(coming))]
+            self.entering += self._placed(coming) if coming else ()
         except Exception as error:
-            if len(coming) == 1:
-                coming[0].fail(error)
-                return []
-            logger.warning("a batch of %d failed (%s); asking one by one", len(coming), error)
-        return [part for request in coming for part in self._started([request])]
+            self._one_by_one(coming, error)
 
-    def _start(self, coming: list[Request]) -> PrefilledRows:
+    def _one_by_one(self, coming: list[Request], error: Exception) -> None:
+        """After a failure of prompts that were to be computed together; alone it is their own."""
+        if len(coming) == 1:
+            coming[0].fail(error)
+            return
+        logger.warning("a batch of %d failed (%s); asking one by one", len(coming), error)
+        for request in coming:
+            self._begin([request])
+
+    def _placed(self, coming: list[Request]) -> list[Entering]:
+        """Which prompts are computed together."""
         pieces = [self._read(request) for request in coming]
         rows, replies = self.kv.place([request.prompt for request in coming], pieces)
         self._charge(coming, "store")
@@ -194,12 +210,30 @@ class Scheduler:
         rows = [replace(row, kept=prefix) for prefix, row in zip(begun, rows, strict=True)]
         for request, row, reply in zip(coming, rows, replies, strict=True):
             request.reply = replace(reply, reused_tokens=row.kept.tokens if row.kept else 0)
-        logits, started = self.decoder.start(rows)
-        self._choose(logits, coming)
-        self._charge(coming, "prefill")
+        found = self.decoder.begin(rows)
         for request in coming:
             request.prefix = None  # it has its own by now
-        return started
+        self._charge(coming, "prefill")
+        return [([coming[row] for row in one.members], one) for one in found]
+
+    def _prefilled(self, all_at_once: bool) -> list[Entering]:
+        """Compute prompts up to their first token, or by one forward; returns who is that far."""
+        found = []
+        while self.entering:
+            requests, begun = self.entering[0]
+            try:
+                logits = self.decoder.go_on(begun)
+            except Exception as error:
+                self.entering.popleft()
+                self._one_by_one(requests, error)
+                continue
+            if logits is not None:
+                found.append(self.entering.popleft())
+                self._choose(logits, requests)
+            self._charge(requests, "prefill")
+            if not all_at_once:
+                break
+        return found
 
     def _longest(self, request: Request) -> ReusedPrefix | None:
         """The longest beginning of a prompt that is there already, and fits its angles."""
@@ -294,7 +328,9 @@ class Scheduler:
 
     def _start_over(self, error: Exception) -> list[Request]:
         """After a failure in the midst of a batch: ask each row again, alone; one row has failed."""
-        rows, self.rows = [request for request in self.rows if not request.ended], []
+        rows = [request for request in self.rows if not request.ended] + self._entering()
+        self.rows = []
+        self.entering.clear()
         self.decoder = Decoder(self.loaded.model, self.kv.rotator, self.decoder.slots)
         if len(rows) == 1:
             rows[0].fail(error)

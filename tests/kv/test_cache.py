@@ -57,6 +57,18 @@ def test_growing_keeps_what_was_written():
     assert len(places) <= 400 // MIN_ROOM + 1
 
 
+def test_a_long_prompt_moves_none_of_its_own_tokens():
+    """Memory is taken for all of its pieces with the first one."""
+    model = families.movable("llama")
+    decoder = Decoder(model)
+    decoder.tokens_per_forward = 20
+    (begun,) = decoder.begin([sequence.SequencePlan(tail=tuple(range(7, 207)))])
+    places = set()
+    while decoder.go_on(begun) is None:
+        places.add(begun.cache.layers[0].buffers[0].data_ptr())
+    assert places == {begun.cache.layers[0].buffers[0].data_ptr()}
+
+
 def test_rows_that_stay_keep_their_memory():
     decoder, logits = start()
     expected = decoder.cache.layers[1].keys[1, :, -4:].clone()

@@ -1,5 +1,7 @@
 """The cache route equals one masked forward: every family, layout, mode, batch and shape."""
 
+import copy
+
 import families
 import oracle
 import pytest
@@ -122,6 +124,47 @@ def test_groups_of_a_prefill_are_joined_in_order():
     assert worst(model, mover, list(CASES.values()), decoder=InGroups) < CLOSE
 
 
+class InPieces(Decoder):
+    tokens_per_forward = 7
+
+    def _forward(self, ids, *more):
+        assert ids.numel() <= 7, "a prompt is computed whole"
+        return super()._forward(ids, *more)
+
+
+@pytest.mark.parametrize("family", families.MOVABLE)
+def test_prompts_in_pieces_equal_the_oracle(family):
+    """Behind heads, logs and nothing; a window is as long as a piece, and shorter than a prompt."""
+    model, mover = families.movable(family), families.mover(family)
+    assert worst(model, mover, list(CASES.values()), decoder=InPieces) < CLOSE
+
+
+REFUSED_TEXT = ["gpt2", "opt", "bloom", "mpt", "deepseek_v3", "llama4"]
+
+
+@pytest.mark.parametrize("family", ["llama3", "mistral", "gemma3", "yarn", *REFUSED_TEXT])
+def test_pieces_are_the_whole_up_to_rounding(family):
+    """In float64 a token seen too much, or at another position, would be all that is left."""
+    known = families.movable if family in families.MOVABLE else families.refused
+    model = copy.deepcopy(known(family)).double()
+    rows = [sequence.SequencePlan(tail=tokens(n, n)) for n in (31, 5, 20)]
+    whole, pieces = Decoder(model), InPieces(model)
+    assert oracle.error(pieces.prefill(rows), whole.prefill(rows)) < 1e-12
+    for a, b in zip(pieces.cache.layers, whole.cache.layers, strict=True):
+        for row, plan in enumerate(rows):
+            for name in ("keys", "values"):
+                one, other = (getattr(layer, name)[row, :, -len(plan) :] for layer in (a, b))
+                assert oracle.error(one, other) < 1e-12
+
+
+def test_a_row_beyond_a_switch_of_angles_is_computed_whole():
+    """LongRoPE turns all tokens of a forward by how far the longest is: a piece would not know."""
+    model = families.movable("phi3 longrope")
+    long, short = (sequence.SequencePlan(tail=tokens(n, n)) for n in (1030, 40))
+    (begun,) = InPieces(model).begin([long])
+    assert (begun.size, InPieces(model).begin([short])[0].size) == (1030, 7)
+
+
 def test_rows_leave_the_batch():
     """`select` keeps the chosen rows as they were, and frees what only the others needed."""
     model, mover = families.movable("mistral"), families.mover("mistral")
@@ -164,7 +207,7 @@ def test_without_logs_it_is_a_plain_forward(family):
     assert torch.equal(Decoder(model).prefill([row]), plain)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt", "bloom", "mpt", "deepseek_v3", "llama4"])
+@pytest.mark.parametrize("family", REFUSED_TEXT)
 def test_text_runs_batched_on_models_that_kv_refuses(family):
     model = families.refused(family)
     decoder = Decoder(model)

@@ -41,8 +41,19 @@ class Ordered:
         return [Hit(id, 1 - n / 10) for n, id in enumerate(turned[:k])]
 
 
-def make_llm(model, folder, mode="base", **settings) -> LLM:
-    llm = LLM(model, tiny.byte_tokenizer(), **{"max_new_tokens": 9, **settings})
+class InPieces(LLM):
+    """Computes prompts by so many tokens at a time."""
+
+    piece = 16
+
+    def in_flight(self, slots):
+        batch = super().in_flight(slots)
+        batch.decoder.tokens_per_forward = self.piece
+        return batch
+
+
+def make_llm(model, folder, mode="base", kind=LLM, **settings) -> LLM:
+    llm = kind(model, tiny.byte_tokenizer(), **{"max_new_tokens": 9, **settings})
     if MODES[mode].enters == "kv":
         llm.open_store(folder, MODES[mode])
     return llm
@@ -176,6 +187,54 @@ def test_the_tokens_that_are_computed_are_those_that_are_said(tmp_path, mode, re
     assert sum(computed[1:]) == said + total["new_tokens"] - last
 
 
+class Noting(LLM):
+    """Writes down who asks what."""
+
+    def in_flight(self, slots):
+        self.batch, self.asked = super().in_flight(slots), []
+        return self
+
+    def submit(self, ticket, prompt):
+        self.asked.append((ticket.trace.id, prompt))
+        self.batch.submit(ticket, prompt)
+
+    def step(self):
+        return self.batch.step()
+
+    def close(self):
+        self.batch.close()
+
+
+def alike(one, other) -> int:
+    return next(
+        (n for n, (a, b) in enumerate(zip(one, other)) if a != b), min(map(len, (one, other)))
+    )
+
+
+@pytest.mark.parametrize("trace_steps", [0, 1, 8])
+@pytest.mark.parametrize("layout", ["paper", "system-first", "user"])
+@pytest.mark.parametrize("mode", ["base", "log_text", "log_kv", "log_cheatsheet"])
+def test_what_a_question_has_asked_before_is_not_computed_again(
+    tmp_path, mode, layout, trace_steps
+):
+    """All that two prompts begin with alike, to the token, or what all chats begin with."""
+    if layout == "user" and MODES[mode].enters == "kv":
+        return  # no such layout
+    llm = make_llm(families.movable("llama"), tmp_path, mode, Noting, layout=layout)
+    found = rows(llm, mode, 2, layout=layout, trace_steps=trace_steps)
+    before = dict.fromkeys(found, ())
+    left = {id: iter(row["trace"]) for id, row in found.items()}
+    for id, prompt in llm.asked:
+        pieces = llm.chat.encode(prompt)
+        now = items(prompt, pieces)
+        opening = pieces.head if prompt.notes else llm.chat.opening(prompt)
+        known = max(alike(now, before[id]), alike(now, opening))
+        tokens = sum(isinstance(item, int) for item in now[:-1][:known])
+        assert next(left[id])["reused_tokens"] == tokens
+        before[id] = now
+    assert not any(list(rest) for rest in left.values())
+
+
 def test_base_takes_over_all_documents_before_the_question():
     llm = make_llm(families.movable("llama"), None)
     documents = list(DOCUMENTS.values())
@@ -266,11 +325,12 @@ def small_machine(rows: int, width: int) -> torch.nn.Module:
     return model
 
 
+@pytest.mark.parametrize("kind", [LLM, InPieces])
 @pytest.mark.parametrize("width", [1, 2])
 @pytest.mark.parametrize("limit", [1, 2])
-def test_a_batch_that_fails_is_asked_row_by_row(width, limit, caplog):
+def test_a_batch_that_fails_is_asked_row_by_row(width, limit, kind, caplog):
     """At the first token, or in the midst of the replies; every question has its answer."""
-    llm = make_llm(small_machine(limit, width), None)
+    llm = make_llm(small_machine(limit, width), None, kind=kind)
     found = rows(llm, "base", 4)
     expected = rows(make_llm(families.build("LlamaConfig", {}), None), "base", 1)
     for row in [*found.values(), *expected.values()]:
@@ -278,7 +338,7 @@ def test_a_batch_that_fails_is_asked_row_by_row(width, limit, caplog):
         for step in row["trace"]:
             step.pop("reused_tokens")
     assert found == expected
-    assert "asking one by one" in caplog.text
+    assert "asking one by one" in caplog.text or (kind, width) == (InPieces, 2)  # one row at a time
 
 
 def test_a_row_that_fails_alone_ends_in_its_error():
@@ -388,3 +448,82 @@ def test_what_a_prompt_took_over_outlives_the_row_while_it_waits():
     found = followed(llm, 12, asked)
     assert found == followed(llm, 1, asked)
     assert all(reused > 0 for replies in found.values() for _, reused in replies[1:])
+    in_pieces = make_llm(llm.model, None, kind=InPieces, max_new_tokens=20)
+    in_pieces.end_ids = frozenset()
+    assert found == followed(in_pieces, 12, asked)
+
+
+# --- prompts in pieces ----------------------------------------------------------------------------
+@pytest.mark.parametrize("layout", ["paper", "system-first"])
+@pytest.mark.parametrize("mode", MODES)
+def test_prompts_in_pieces_change_no_row(tmp_path, mode, layout):
+    """Words, costs and what was taken over, with drafts, rows that come and go, and windows."""
+    model = families.movable("mistral")
+    rows(make_llm(model, tmp_path, mode, layout=layout), mode, 1)  # the store has every log now
+    whole = rows(make_llm(model, tmp_path, mode, layout=layout), mode, 1)
+    for size in (1, 2, 5):
+        llm = make_llm(model, tmp_path, mode, InPieces, layout=layout)
+        assert rows(llm, mode, size) == whole, size
+
+
+@pytest.mark.parametrize("settings", [dict(recompute=3), dict(sink=4), dict(temperature=1.0)])
+def test_prompts_in_pieces_change_no_row_of_linked_logs_or_drawn_tokens(tmp_path, settings):
+    model = families.movable("llama3")
+    _, whole, pieces = (  # the first run makes the logs' KV
+        rows(make_llm(model, tmp_path, "log_kv", kind, **settings), "log_kv", size)
+        for kind, size in ((LLM, 1), (LLM, 1), (InPieces, 4))
+    )
+    assert whole == pieces
+
+
+def test_rows_go_on_while_a_long_prompt_is_computed():
+    """A token per row and piece; and the long one's reply is what it would be alone."""
+    llm = make_llm(
+        families.movable("llama"), None, "base", InPieces, max_new_tokens=60, draft="off"
+    )
+    llm.end_ids = frozenset()
+    batch, long = llm.in_flight(4), Prompt("o" * 300, max_new_tokens=5)
+    for ticket in "ab":
+        batch.submit(ticket, Prompt("Who?"))
+    batch.step()
+    writing, steps = list(batch.rows), 0
+    batch.submit("long", long)
+    while len(batch.rows) == 2:
+        before = [len(request.ids) for request in writing]
+        assert batch.step() == [] and len(batch) == 3
+        assert [len(request.ids) for request in writing] == [n + 1 for n in before]
+        steps += 1
+    fresh = llm.count(long) - batch.rows[2].reply.reused_tokens
+    assert steps == -(-fresh // llm.piece) > 15
+    replies = {}
+    while len(batch):
+        replies |= batch.step()
+    alone = make_llm(llm.model, None, max_new_tokens=60, draft="off", reuse=False)
+    alone.end_ids = frozenset()
+    asked = {"a": Prompt("Who?"), "b": Prompt("Who?"), "long": long}
+    for ticket, prompt in asked.items():
+        assert replies[ticket].text == alone.generate([prompt])[0].text
+
+
+def test_what_fails_in_its_second_piece_stops_no_other_row():
+    model = families.build("LlamaConfig", {})
+
+    def check(module, args, named):
+        if named["input_ids"].shape[1] > 1 and named["position_ids"].max() > 300:
+            raise OutOfMemory
+
+    model.model.register_forward_pre_hook(check, with_kwargs=True)
+    llm = make_llm(model, None, "base", InPieces, max_new_tokens=40, draft="off")
+    batch, replies = llm.in_flight(4), {}
+    batch.submit("a", Prompt("Who?"))
+    batch.step()
+    for ticket, text in (("long", "o" * 300), ("b", "Where?"), ("c", "Why?")):
+        batch.submit(ticket, Prompt(text))
+    while len(batch):
+        replies |= batch.step()
+    assert isinstance(replies.pop("long"), OutOfMemory)
+    alone = make_llm(families.build("LlamaConfig", {}), None, max_new_tokens=40)
+    asked = {"a": "Who?", "b": "Where?", "c": "Why?"}
+    assert {ticket: reply.text for ticket, reply in replies.items()} == {
+        ticket: alone.generate([Prompt(text)])[0].text for ticket, text in asked.items()
+    }
