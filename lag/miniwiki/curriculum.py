@@ -17,7 +17,7 @@ from lag.logs import playbook
 from lag.miniwiki.drills import AS_KV, make_exams, make_lookups
 from lag.miniwiki.embedder import mean_vector
 from lag.miniwiki.gold_agent import FORMATS, make_examples
-from lag.miniwiki.init_weights import make_model
+from lag.miniwiki.init_weights import draw_names, make_model
 from lag.miniwiki.recipe import FIRST_SEED, VALIDATION_SEED, Recipe, make_world
 from lag.miniwiki.tokenizer import make_tokenizer, word_pieces
 from lag.miniwiki.world import World
@@ -174,7 +174,17 @@ def without_search(examples: Iterable[TrainingExample]) -> Iterator[TrainingExam
             yield replace(example, then=tuple(then))
 
 
+class NamelessTrainer(Trainer):
+    """From some point on its model cannot know the names that it reads."""
+
+    def step(self, rows: Sequence[MaskedExample]) -> int:
+        curriculum = self.examples
+        if curriculum.share(self.progress) >= curriculum.recipe.fresh_names:
+            draw_names(self.model, self.progress.steps)
+        return super().step(rows)
+
+
 def trainer(recipe: Recipe, weights: np.ndarray, folder: Path) -> Trainer:
     """The fresh language model in the trainer that makes it; checkpoints lie in the folder."""
     shape = dict(width=recipe.width, heads=recipe.heads, layers=recipe.layers)
-    return Trainer(make_model(recipe.seed, **shape), Curriculum(recipe, weights), folder)
+    return NamelessTrainer(make_model(recipe.seed, **shape), Curriculum(recipe, weights), folder)

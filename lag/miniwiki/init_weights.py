@@ -61,6 +61,15 @@ def make_model(seed: int, width: int = 128, heads: int = 4, layers: int = 4) -> 
     return model
 
 
+def draw_names(model: LlamaForCausalLM, seed: int) -> None:
+    """Give the names of training worlds other vectors, of the kind that they began with."""
+    vectors, vocab = model.model.embed_tokens.weight, vocabulary()
+    ids, width = [vocab[name] for name in TRAINING_NAMES], vectors.shape[1]
+    drawn = torch.randn(len(ids), width - 1, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        vectors[ids, 1:] = drawn * width**-0.5
+
+
 def wire(model: LlamaForCausalLM) -> None:
     """Set some heads of every layer: those of the first gather, the others find and copy."""
     vectors = model.model.embed_tokens.weight

@@ -22,11 +22,13 @@ class Recipe:
     lookups: share of the training until which it is look-ups and nothing else; exams: until which
         it is exams. drills, exercises: how many of each a group has then. kept: how many of each
         stand among the loop's prompts of a group, so that they stay known.
+    fresh_names: share from which on names have other vectors at every update: a model that knows
+        those of its training reads others worse.
     """
 
     seed: int = 1
     tokens: int = 20_000_000
-    annealing: int = 2_000_000
+    annealing: int = 6_000_000
     batch_tokens: int = 1024
     articles: int = 800
     questions: int = 600
@@ -34,13 +36,14 @@ class Recipe:
     heads: int = 4
     layers: int = 4
     rate: float = 1.5e-3
-    annealing_rate: float = 6e-4
+    annealing_rate: float = 8e-4
     warmup: float = 0.02
     lookups: float = 0.09
     exams: float = 0.3
     drills: int = 2000
     exercises: int = 1200
     kept: int = 150
+    fresh_names: float = 0.78
     dimensions: int = 128
     embedder_steps: int = 400
     without: str = ""
