@@ -180,10 +180,10 @@ def test_loss_drops_and_a_resumed_training_equals_one_run(tmp_path, weights):
 
 # digests of the examples that the code drew which made the shipped model: tokens, positions, mask
 DRAWN = {
-    LOOKUPS: "557cb3f143901cb7",
-    EXAMS: "c818536c7e9eee4f",
-    LOOP: "54e826270dc9635a",
-    ANNEALING: "9fb0d6f472d0e140",
+    LOOKUPS: "b211789fe7a80850",
+    EXAMS: "5fc3b30d93155fd2",
+    LOOP: "a4ffbd1f0b987848",
+    ANNEALING: "fb6339ff6f6b153b",
 }
 
 
@@ -199,7 +199,7 @@ def test_the_first_losses_are_those_of_the_shipped_models_code(tmp_path, weights
     training, losses = trainer(SMALL, weights, tmp_path), []
     for _ in itertools.islice(training.run(), 4):
         losses.append(training.last_loss)
-    assert losses == pytest.approx([8.2486849, 8.4660559, 8.3981981, 8.3516283], rel=1e-4)
+    assert losses == pytest.approx([8.0035982, 7.6757860, 7.8542447, 7.9502316], rel=1e-4)
 
 
 @pytest.mark.parametrize("tokens", DRAWN)
@@ -315,7 +315,24 @@ def test_the_embedder_reads_about_as_many_worlds_as_are_told():
     assert few <= NUM_PAIR_WORLDS <= many + 1
 
 
-def test_vectors_of_names_never_change(tmp_path, weights):
+def test_names_have_other_vectors_at_every_update_from_some_point_on(tmp_path, weights):
+    """A model that had learned those of its training was right on 16 % of new worlds' questions, not 44."""
+    training = trainer(replace(SMALL, fresh_names=0.0), weights, tmp_path)
+    vectors, vocab = training.model.model.embed_tokens.weight, word_pieces().get_vocab()
+    learned, others = ([vocab[name] for name in names] for names in (TRAINING_NAMES, NAMES))
+    rows = training.examples.examples(training.progress)[:4]
+    seen = [vectors.detach().clone()]
+    for _ in range(3):
+        training.step(rows)
+        seen.append(vectors.detach().clone())
+    for before, after in itertools.pairwise(seen):
+        assert not (before[learned, 1:] == after[learned, 1:]).any()
+        assert torch.equal(before[learned, 0], after[learned, 0])
+        assert torch.equal(before[others], after[others])
+        assert after[learned, 1:].std() == pytest.approx(SMALL.width**-0.5, rel=0.05)
+
+
+def test_vectors_of_names_never_change_before(tmp_path, weights):
     training = trainer(SMALL, weights, tmp_path)
     vectors = training.model.model.embed_tokens.weight
     before = vectors.detach().clone()
