@@ -28,6 +28,8 @@ from lag.train.examples import Format, TrainingExample
 from lag.train.trainer import Progress, Trainer
 
 MOST = 4  # articles and logs of a look-up, at the most but one
+# In the layout and the loop of the paper: how much more weight logs have, by annealing.
+WEIGHTS = ({"text": 5, "kv": 2}, {"text": 6, "kv": 4})
 Counts = dict[str, float]  # shares of well-formed and exact replies, and how many there were
 CURATED = re.compile(r"<cheatsheet>[^<>]+</cheatsheet>|<keep></keep>|(<add>[^<>]+</add>)+")
 
@@ -77,26 +79,27 @@ def validation_examples(
 
 
 def rate(recipe: Recipe, share: float) -> float:
-    """Learning rate: a linear warm-up, then a cosine down to a fiftieth; the same for the annealing.
+    """Learning rate: a linear warm-up, then a cosine down to a fiftieth; the same for each annealing.
 
-    share: of the training that is done; from 1 to 2 of the annealing.
+    share: of the training that is done; from 1 to 2 of the first annealing, and so on.
     Source: warm restarts (SGDR, arXiv 1608.03983).
     """
-    highest, share = (recipe.rate, share) if share < 1 else (recipe.annealing_rate, share - 1)
+    highest, share = (recipe.rate, share) if share < 1 else (recipe.annealing_rate, share % 1)
     if share < recipe.warmup:
         return highest * (share + 1e-3) / recipe.warmup
     done = (share - recipe.warmup) / (1 - recipe.warmup)
     return highest * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1, done))) / 2)
 
 
-def annealing(formats: Sequence[Format]) -> list[Format]:
+def annealing(formats: Sequence[Format], number: int = 0) -> list[Format]:
     """The formats with more weight on logs in the layout and the loop of the paper, most on text."""
-    return [replace(f, share=f.share * weight_at_the_end(f)) for f in formats]
+    return [replace(f, share=f.share * weight_at_the_end(f, number)) for f in formats]
 
 
-def weight_at_the_end(format: Format) -> int:
+def weight_at_the_end(format: Format, number: int) -> int:
     usual = format.mode == "base" or (format.layout, format.solver) != ("paper", "react")
-    return 1 if usual else 5 if MODES[format.mode].enters == "text" else 2
+    more = WEIGHTS[min(number, len(WEIGHTS) - 1)]
+    return 1 if usual else more.get(MODES[format.mode].enters, more["kv"])
 
 
 class Curriculum:
@@ -111,7 +114,7 @@ class Curriculum:
         self.formats = [f for f in FORMATS if taught(f, recipe.without)]
 
     def share(self, at: Progress) -> float:
-        """How much of the training is done; from 1 to 2 of the annealing."""
+        """How much of the training is done; from 1 to 2 of the first annealing, and so on."""
         more = at.tokens - self.recipe.tokens
         return 1 + more / self.recipe.annealing if more >= 0 else at.tokens / self.recipe.tokens
 
@@ -121,8 +124,8 @@ class Curriculum:
     def batches(self, at: Progress) -> Iterator[list[MaskedExample]]:
         """The batches of the next world, until it or the part of the training that it is in ends."""
         recipe = self.recipe
-        end = recipe.tokens + (recipe.annealing if at.tokens >= recipe.tokens else 0)
-        if at.tokens >= end:
+        end = next((end for end in recipe.ends if at.tokens < end), 0)
+        if not end:
             return
         order = random.Random(f"group {recipe.seed} {at.group}")
         for rows in batches(self.examples(at), recipe.batch_tokens, order):
@@ -145,7 +148,7 @@ class Curriculum:
             )
         else:
             embed = mean_vector(self.weights, word_pieces())
-            formats = annealing(self.formats) if share >= 1 else self.formats
+            formats = annealing(self.formats, int(share) - 1) if share >= 1 else self.formats
             found = chain(
                 make_examples(world, embed, formats),
                 self.drills(make_lookups, world, recipe.kept, MOST),

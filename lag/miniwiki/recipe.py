@@ -17,7 +17,7 @@ class Recipe:
     """Everything that decides the weights.
 
     tokens: how many the model reads, prompts included. batch_tokens: per step.
-    annealing: as many more, at annealing_rate, of which most show how logs are used.
+    annealing: as many more, at annealing_rate, of which most show how logs are used; `restarts` times.
     articles, questions: size of each training world.
     lookups: share of the training until which it is look-ups and nothing else; exams: until which
         it is exams. drills, exercises: how many of each a group has then. kept: how many of each
@@ -29,6 +29,7 @@ class Recipe:
     seed: int = 1
     tokens: int = 20_000_000
     annealing: int = 6_000_000
+    restarts: int = 2
     batch_tokens: int = 1024
     articles: int = 800
     questions: int = 600
@@ -47,6 +48,11 @@ class Recipe:
     dimensions: int = 128
     embedder_steps: int = 400
     without: str = ""
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens at which a part of the training ends, and its rate starts anew."""
+        return [self.tokens + n * self.annealing for n in range(self.restarts + 1)]
 
     @property
     def identity(self) -> dict[str, Any]:
