@@ -166,13 +166,13 @@ def pauses(args: argparse.Namespace) -> tuple[list[Measure], dict[str, Any]]:
     about = (
         f"{WRITING} rows write, a prompt of {LONG} tokens enters in pieces / at once; 135M float32"
     )
-    longest, all = (
+    longest, whole = (
         round(measure.ratio(times, f"{part}, in pieces", f"{part}, at once"), 3)
         for part in ("longest", "all")
     )
     return [
         Measure("S7", f"longest pause; {about}", longest, most=0.25),
-        Measure("S8", f"seconds of all; {about}", all, most=1.03),
+        Measure("S8", f"seconds of all; {about}", whole, most=1.03),
     ], measure.in_milliseconds(times)
 
 

@@ -69,7 +69,8 @@ def generated_rows(
     """Rows of Disentangling Memory and Reasoning's outputs (arXiv 2411.13504, released code).
 
     A row is `{"generated_text": "Question: ..\\n reply", "result"}`; its id is that of the train
-    question of the same words, else its number.
+    question of the same words, else `row` and its number, which no data set calls a question. Of
+    several rows on one train question the last counts.
 
     Raises:
         ValueError: not such a row; names it (from 1).
@@ -82,7 +83,7 @@ def generated_rows(
                 raise ValueError("expected a 'generated_text' that begins with 'Question: '")
             first, _, reply = text.partition("\n")
             asked = OPTIONS.split(first.removeprefix("Question: "), maxsplit=1)[0].strip()
-            id = ids.get(asked, f"{number}")
+            id = ids.get(asked, f"row {number}")
             logs[id] = Log(id, asked, said([MARKERS.sub("", reply).strip()]))
     return logs
 

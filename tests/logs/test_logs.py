@@ -186,10 +186,15 @@ def test_outputs_with_marker_tokens_are_read_without_them(save):
     store = LogStore.load(save(rows), QUESTIONS)
     assert {id: (log.question, log.replies) for id, log in store.logs.items()} == {
         "q2": ("Question number 2?", ("So it is.\nThe answer is: B",)),
-        "2": ("Is a < b?", ("Yes <b>.",)),
+        "row 2": ("Is a < b?", ("Yes <b>.",)),
     }
     assert (store.errors, store.empty) == (0, 1)
-    assert list(LogStore.load(save(rows)).logs) == ["1", "2"]
+    assert list(LogStore.load(save(rows)).logs) == ["row 1", "row 2"]
+    numbered = [Question("2", "Question number 2?")]
+    assert list(LogStore.load(save(rows), numbered).logs) == [
+        "2",
+        "row 2",
+    ]  # neither hides the other
     for wrong in (["text"], {"result": "wrong"}, {"generated_text": "no question"}):
         with pytest.raises(ValueError, match="row 4: expected a 'generated_text'"):
             LogStore.load(save([*rows, wrong]), QUESTIONS)
