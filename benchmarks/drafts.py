@@ -1,10 +1,10 @@
 """Drafts: how many tokens a forward writes, and what that is worth.
 
 python benchmarks/drafts.py                    # random weights of the 135M shape: minutes
-python benchmarks/drafts.py --record DATA MODEL    # writes recorded_replies.json again
+python benchmarks/drafts.py --record RUN MODEL     # writes recorded_replies.json again
 
-Replies are recorded ones (2WikiMultiHopQA, as its annotations have them: `lag.train.imitate`), of up to
-64 tokens: the recorded token is taken as the drawn one, while every forward is computed. Prompts are 3
+Replies are recorded ones, of `make real`'s agent on 2WikiMultiHopQA's unseen questions with logs as KV
+(RUN: the folder of such a run), of up to 64 tokens: the recorded token is taken as the drawn one, while every forward is computed. Prompts are 3
 logs of random keys and values, 200 tokens each, and a question of 105 tokens; drafts look through the
 recorded prompt, the full traces of 3 logs and earlier replies, as a run does.
 
@@ -28,56 +28,37 @@ from measure import Measure
 
 RECORDED = Path(__file__).with_name("recorded_replies.json")
 KEPT, QUESTION, REPLY, LOGS = 200, 105, 64, 3
+MOST = 64  # replies that are recorded
 
 
-def record(data: Path, name: str) -> None:
-    """Replies of the teacher that reads annotations: prompts with documents and 3 similar logs."""
+def record(folder: Path, name: str) -> None:
+    """Replies of a run in a KV mode: their prompts without the logs, and what drafts look through."""
     from transformers import AutoTokenizer
 
-    from lag.agent.agent import LoopSettings
-    from lag.agent.react import solve
+    from lag.evaluation.find_runs import read_folder
+    from lag.evaluation.gold import Catalogue
+    from lag.evaluation.intervals import Sampling
+    from lag.evaluation.results import Evaluator
     from lag.model.chat import Chat
     from lag.model.loaded import locate
-    from lag.modes import MODES
-    from lag.paths import Paths
-    from lag.records import Document, Trace
-    from lag.retrieval.bm25 import LexicalIndex
-    from lag.tasks import TASKS, id_of, read_documents, read_questions
-    from lag.train.imitate import Teacher, plan_of
+    from lag.report.rebuild_prompts import RunPrompts
 
-    folder, file = locate(name)
+    place, file = locate(name)
     named = {"gguf_file": file} if file else {}
-    paths, task = Paths(data, "wikihop"), TASKS["wikihop"]
-    rows = json.loads(paths.questions("train").read_text(encoding="utf-8"))
-    plans = {id_of(row): plan for row in rows if (plan := plan_of(row))}
-    documents = read_documents(paths)
-    teacher = Teacher(plans, documents)
-    settings = LoopSettings(task, MODES["base"], teacher, documents, LexicalIndex(documents))
-    traces, asked = {}, []
-    for question in read_questions(paths, task, "train"):
-        if question.id in plans:
-            traces[question.id] = trace = Trace.of(question)
-            loop = solve(trace, question, settings)
-            prompt = next(loop)
-            try:
-                while True:
-                    reply = teacher.reply(prompt)
-                    asked.append((question, prompt, reply.text))
-                    prompt = loop.send(reply)
-            except StopIteration:
-                pass
-    logs = LexicalIndex({id: Document(id, "", t.question) for id, t in traces.items()})
-    chat = Chat(AutoTokenizer.from_pretrained(folder, **named))
+    chat = Chat(AutoTokenizer.from_pretrained(place, **named))
+    run = read_folder(folder)
+    made = RunPrompts(run, Evaluator(Catalogue(folder.parents[3]), Sampling(1, 100)))
+    asked = [(trace, n) for trace in run.traces.values() for n in range(len(trace.steps))]
     found = []
-    for question, prompt, reply in asked[:: max(len(asked) // 64, 1)][:64]:
-        similar = [hit.id for hit in logs.rank(question.text, LOGS, frozenset([question.id]))]
-        texts = [text for id in similar for text in traces[id].replies]
-        ids = [*chat.encode(prompt).tail]
+    for trace, number in asked[:: max(len(asked) // MOST, 1)][:MOST]:
+        step, earlier = trace.steps[number], [one.reply for one in trace.steps[:number]]
+        logs = [reply for used in step.logs for reply in made.store.logs[used.id].replies]
+        reply = chat.content_ids(step.reply)
         found.append(
             {
-                "prompt": ids,
-                "texts": [list(chat.content_ids(text)) for text in (*texts, *prompt.drafts)],
-                "reply": [*chat.content_ids(reply)[: REPLY - 1], chat.tokenizer.eos_token_id],
+                "prompt": [*chat.encode(made.rebuilt(trace, number).prompt).tail],
+                "texts": [list(chat.content_ids(text)) for text in (*logs, *earlier)],
+                "reply": [*reply[: REPLY - 1], chat.tokenizer.eos_token_id],
             }
         )
     RECORDED.write_text(json.dumps(found, separators=(",", ":")) + "\n", encoding="utf-8")
@@ -203,7 +184,7 @@ def without_repeats(count: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = measure.make_parser(__doc__, repeats=1)
-    parser.add_argument("--record", nargs=2, metavar=("DATA", "MODEL"), help="record replies")
+    parser.add_argument("--record", nargs=2, metavar=("RUN", "MODEL"), help="record replies")
     parser.add_argument("--batches", default="1,8,32", help="prompts in flight (%(default)s)")
     parser.add_argument("--prompts", type=int, default=32, help="prompts (%(default)s)")
     args = parser.parse_args()
