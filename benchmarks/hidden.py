@@ -91,7 +91,7 @@ def cases(world: World, count: int) -> Iterator[Case]:
 def told(world: World, chain: Chain) -> str:
     """The reply that tells a whole chain, second names apart."""
     known = Knowledge({key: world.facts[key] for key in keys_of(world, chain)})
-    return " ".join(follow(known, chain.start, chain.nouns).sentences)
+    return " ".join(follow(known, chain.start, chain.nouns).lines)
 
 
 def known(article: Any) -> set[tuple[str, str]]:

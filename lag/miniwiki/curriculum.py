@@ -28,8 +28,9 @@ from lag.train.examples import Format, TrainingExample
 from lag.train.trainer import Progress, Trainer
 
 MOST = 4  # articles and logs of a look-up, at the most but one
-# In the layout and the loop of the paper: how much more weight logs have, by annealing.
-WEIGHTS = ({"text": 4, "kv": 3}, {"text": 4, "kv": 3})
+# In the layout and the loop of the paper: how much more weight a prompt has, by annealing and by how
+# its logs enter, if any do.
+WEIGHTS = ({"": 1, "text": 4, "kv": 3}, {"": 3, "text": 4, "kv": 3})
 Counts = dict[str, float]  # shares of well-formed and exact replies, and how many there were
 CURATED = re.compile(r"<cheatsheet>[^<>]+</cheatsheet>|<keep></keep>|(<add>[^<>]+</add>)+")
 
@@ -92,12 +93,12 @@ def rate(recipe: Recipe, share: float) -> float:
 
 
 def annealing(formats: Sequence[Format], number: int = 0) -> list[Format]:
-    """The formats with more weight on logs in the layout and the loop of the paper, most on text."""
+    """The formats with more weight on the layout and the loop of the paper, most on logs as text."""
     return [replace(f, share=f.share * weight_at_the_end(f, number)) for f in formats]
 
 
 def weight_at_the_end(format: Format, number: int) -> int:
-    usual = format.mode == "base" or (format.layout, format.solver) != ("paper", "react")
+    usual = (format.layout, format.solver) != ("paper", "react")
     more = WEIGHTS[min(number, len(WEIGHTS) - 1)]
     return 1 if usual else more.get(MODES[format.mode].enters, more["kv"])
 

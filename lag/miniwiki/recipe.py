@@ -27,7 +27,7 @@ class Recipe:
     seed: int = 1
     tokens: int = 20_000_000
     annealing: int = 6_000_000
-    restarts: int = 1
+    restarts: int = 2
     batch_tokens: int = 1024
     articles: int = 800
     questions: int = 600

@@ -48,17 +48,22 @@ def plain(text: str) -> set[str]:
     }
 
 
+def known(text: str) -> set[str]:
+    return {sentence for sentence in plain(text) if not sentence.endswith(f" {UNKNOWN}.")}
+
+
 @dataclass
 class Reader:
     """What an exam has said so far, of two statements the first, and how far its question has got.
 
-    name, nouns: what is still to be followed. queries: what was searched for, for this question.
+    name, nouns: what is still to be followed; said: the name as the question has it. queries: what was searched for, for this question.
     """
 
     facts: dict[tuple[str, str], str] = field(default_factory=dict)
     names: dict[tuple[str, str], str] = field(default_factory=dict)
     asked: str = ""
     name: str = ""
+    said: str = ""
     nouns: list[str] = field(default_factory=list)
     queries: list[str] = field(default_factory=list)
 
@@ -74,12 +79,13 @@ class Reader:
         nouns = re.findall(r"'s (\w+)", way)
         if question[0] != self.asked or not 0 < len(self.queries) < MOST_TURNS:
             self.asked, self.name, self.nouns, self.queries = question[0], start, nouns, []
+            self.said = f"{second} alias {own}" if second else own
         if second:
             self.names.setdefault((RELATIONS[nouns[0]].subject, second), own)
 
     def read_log(self, note) -> None:
         for second, own, noun, object in SENTENCE.findall(note.after + note.keep):
-            for name in filter(None, (own, second)):
+            for name in filter(None, (own, second)) if object != UNKNOWN else ():
                 self.facts.setdefault((noun, name), object)
 
     def first(self, noun: str, name: str) -> str:
@@ -87,18 +93,22 @@ class Reader:
 
     def check(self, reply: str) -> Answer | Search:
         """Every sentence is of what is next on the way, and was said before; so does what ends the reply."""
-        action, missing = parse(reply, "keywords"), False
-        for second, own, noun, object in SENTENCE.findall(reply):
+        action, missing, rest = parse(reply, "keywords"), False, reply
+        for match in SENTENCE.finditer(reply):
+            second, own, noun, object = match.groups(default="")
             assert not missing and noun == self.nouns[0], reply
+            left = self.said + "".join(f"'s {noun}" for noun in self.nouns)
+            assert rest.startswith(f"{left}: {match[0]} "), reply
+            rest = rest.removeprefix(f"{left}: {match[0]} ")
             first = self.first(noun, self.name)
             assert (second, own) == ((self.name, first) if first else ("", self.name))
             stated = self.facts.get((noun, own)) or self.facts.get((noun, second))
             assert object == (stated or UNKNOWN)
             missing = object == UNKNOWN
             if not missing:
-                self.name, self.nouns = object, self.nouns[1:]
+                self.name, self.said, self.nouns = object, object, self.nouns[1:]
         assert missing == bool(self.nouns)
-        assert reply.endswith(("</ans>", "</keywords>"))
+        assert re.fullmatch(r"<(ans|keywords)>[^<>]+</\1>", rest)
         if missing:
             self.check_query(action)
         else:
@@ -172,12 +182,13 @@ def test_a_log_as_kv_stands_behind_the_fact_that_led_to_it_and_one_as_text_alone
             (kept,) = SENTENCE.findall(note.keep)
             assert f"<ans>{kept[-1]}</ans>" in note.keep
             if make is make_lookups:
-                assert plain(note.after + note.keep) <= plain(replies)
+                assert known(note.after + note.keep) <= plain(replies)
             if note.after:
-                (led,) = SENTENCE.findall(note.after)
-                assert note.kv and led[-1] == kept[1]
+                led, missing = SENTENCE.findall(note.after)
+                assert note.kv and led[-1] == kept[1] == missing[1]
+                assert missing[2:] == (kept[2], UNKNOWN)
                 hidden += 1
-                said += bool(plain(note.after) & plain(replies))
+                said += bool(known(note.after) & plain(replies))
     assert min(hidden, said) > 40
 
 

@@ -92,8 +92,14 @@ def test_the_annealing_keeps_the_balance_of_text_and_kv():
 
 
 # --- what a note carries --------------------------------------------------------------------------
-HIDDEN = "Bara's mayor is Alan. Coris's rival is Dalno. <keywords>Alan's home</keywords>\n\n"
-KEPT = "Alan's home is Elbo. Elbo's river is Fenca. <ans>Fenca</ans>\n\n"
+HIDDEN = (
+    "Bara's mayor's home's river: Bara's mayor is Alan. Coris's rival: Coris's rival is Dalno. "
+    "<keywords>Alan's home</keywords>\n\n"
+)
+KEPT = (
+    "Alan's home's river: Alan's home is Elbo. Elbo's river: Elbo's river is Fenca. "
+    "<ans>Fenca</ans>\n\n"
+)
 HOME, RIVER = Fact("home", "Alan", "Elbo"), Fact("river", "Elbo", "Fenca")
 
 
@@ -108,12 +114,12 @@ def test_text_carries_what_it_says():
 
 def test_kv_carries_nothing_of_a_foreign_context():
     """Else the model would learn to take a stranger's facts, and the control would be trained."""
-    foreign = "Ilva's mayor is Jasan. <keywords>Jasan's home</keywords>\n\n"
+    foreign = "Ilva's mayor's home: Ilva's mayor is Jasan. <keywords>Jasan's home</keywords>\n\n"
     assert carried(Note("x", KEPT, foreign, kv=True)) == (HOME, RIVER)
 
 
 def test_a_second_name_of_the_kept_subject_leads_to_what_was_hidden():
-    kept = "Alan alias Quinra's home is Elbo. <ans>Elbo</ans>\n\n"
+    kept = "Alan's home: Alan alias Quinra's home is Elbo. <ans>Elbo</ans>\n\n"
     facts = carried(Note("x", kept, HIDDEN, kv=True))
     assert facts[0] == Fact("name", "Alan", "Quinra", "person")
     assert facts[-1] == Fact("mayor", "Bara", "Alan")
@@ -133,7 +139,7 @@ def test_an_answer_alone_carries_nothing_of_a_foreign_context():
 def test_a_search_that_failed_carries_nothing():
     after = "Bara's mayor is Alan. Alan's home is unknown. "
     assert carried(Note("x", f"<ans>{UNKNOWN}</ans>\n\n", after, kv=True)) == ()
-    kept = f"Alan's home is unknown. <ans>{UNKNOWN}</ans>\n\n"
+    kept = f"Alan's home: Alan's home is unknown. <ans>{UNKNOWN}</ans>\n\n"
     assert carried(Note("x", kept)) == ()
 
 
@@ -156,9 +162,13 @@ def test_hidden_words_are_known_as_kv_only():
     gold, _, _ = gold_and_article()
     chain = Chain("Bara", ("mayor", "home"))
     reply = gold.reply(asked(chain, [Note("x", KEPT, HIDDEN, kv=True)]), chain)
-    assert reply == "Bara's mayor is Alan. Alan's home is Elbo. <ans>Elbo</ans>"
+    assert reply == (
+        "Bara's mayor's home: Bara's mayor is Alan. Alan's home: Alan's home is Elbo. <ans>Elbo</ans>"
+    )
     reply = gold.reply(asked(chain, [Note("x", KEPT)]), chain)
-    assert reply == "Bara's mayor is unknown. <keywords>Bara's mayor</keywords>"
+    assert reply == (
+        "Bara's mayor's home: Bara's mayor is unknown. <keywords>Bara's mayor</keywords>"
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,6 +190,19 @@ def test_a_document_is_believed_before_a_log(layout, kv, steps):
     assert reply.endswith(f"<ans>{fact.object}</ans>")
 
 
+def test_each_line_says_what_is_left_of_the_question():
+    """What comes next is copied from there; a log of the same fact goes on otherwise."""
+    gold, document, fact = gold_and_article()
+    chain = Chain("Ulva", ("rival", "mayor", "home"), "Bara")
+    known = [("Ulva's rival", f"Ulva's rival is {fact.subject}.")]
+    reply = gold.reply(asked(chain, documents=[document], steps=known), chain)
+    home = f"{fact.object}'s home"
+    assert reply.startswith(f"{fact.subject}'s mayor's home: {fact.subject}'s mayor is ")
+    assert f" {home}: " in reply and reply.endswith(f"{home}</keywords>")
+    reply = gold.reply(asked(chain, documents=[document]), chain)
+    assert reply.startswith("Ulva alias Bara's rival's mayor's home: Ulva alias Bara's rival is ")
+
+
 def test_a_search_that_fails_is_worded_again_and_then_given_up():
     """By the steps that a prompt shows, the query that has just failed is the last reply's.
 
@@ -191,11 +214,11 @@ def test_a_search_that_fails_is_worded_again_and_then_given_up():
     steps, query = [], chain.text
     for wanted in (plain, plain, with_kind, with_kind):
         reply = gold.reply(asked(chain, documents=[document], steps=steps), chain)
-        assert reply == f"Bara's mayor is unknown. <keywords>{wanted}</keywords>"
+        assert reply == f"Bara's mayor: Bara's mayor is unknown. <keywords>{wanted}</keywords>"
         steps.append((query, reply))
         query = wanted
     reply = gold.reply(asked(chain, documents=[document], steps=steps), chain)
-    assert reply == f"Bara's mayor is unknown. <ans>{UNKNOWN}</ans>"
+    assert reply == f"Bara's mayor: Bara's mayor is unknown. <ans>{UNKNOWN}</ans>"
 
 
 def test_other_words_are_the_kind_and_come_before_giving_up(rollouts):
