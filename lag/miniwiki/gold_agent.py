@@ -218,25 +218,22 @@ def write_edits(user: str) -> str:
     return "".join(f"<add>{sentence}</add>" for sentence in new) or "<keep></keep>"
 
 
-def rest_of(chain: Chain, replies: Sequence[str]) -> tuple[str, tuple[str, ...], str]:
-    """Where earlier replies have led along a chain: a name, and the relations still to follow.
-
-    The last is the first name that the question says beside the one that it begins with.
-    """
+def rest_of(chain: Chain, replies: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Where earlier replies have led along a chain: a name, and the relations still to follow."""
     known = Knowledge()
     known.add([fact for reply in replies for fact in stated(reply)])
     name, nouns = chain.start, chain.nouns
     while nouns and (nouns[0], name) in known.facts:
         name, nouns = known.facts[nouns[0], name], nouns[1:]
-    return name, nouns, chain.first if nouns == chain.nouns else ""
+    return name, nouns
 
 
 @dataclass(frozen=True, slots=True)
 class Followed:
     """How far a chain can be followed: facts as sentences, and what to ask for next if it does not end.
 
-    lines: each sentence behind what is left of the question there, so that what comes next always
-        stands in the line before. query: as it is asked first, and `again`, in other words.
+    lines: each sentence behind what is left of the question there, by both names if they are known,
+        so that what comes next always stands in the line before. query: as it is asked first, and `again`, in other words.
     """
 
     sentences: tuple[str, ...]
@@ -256,8 +253,8 @@ class Followed:
         return " ".join([*self.lines, ending])
 
 
-def follow(known: Knowledge, name: str, nouns: Sequence[str], beside: str = "") -> Followed:
-    """Follow relations from a name through what is known; beside: as the last of `rest_of`."""
+def follow(known: Knowledge, name: str, nouns: Sequence[str]) -> Followed:
+    """Follow relations from a name through what is known."""
     sentences: list[str] = []
     lines: list[str] = []
 
@@ -266,12 +263,12 @@ def follow(known: Knowledge, name: str, nouns: Sequence[str], beside: str = "") 
         found = known.facts.get((noun, first or name)) or known.facts.get((noun, name))
         asked = called(name, first)
         sentences.append(PLAIN.format(noun=noun, s=asked, o=found or UNKNOWN))
-        lines.append(f"{LEFT.format(way=way(called(name, beside), nouns[place:]))} {sentences[-1]}")
+        lines.append(f"{LEFT.format(way=way(asked, nouns[place:]))} {sentences[-1]}")
         if found is None:
             kind = RELATIONS[noun].subject
             forms = f"{asked}'s {noun}", f"the {kind} {asked}'s {noun}"
             return Followed(tuple(sentences), tuple(lines), *forms)
-        name, beside = found, ""
+        name = found
     return Followed(tuple(sentences), (*lines, f"<ans>{name}</ans>"))
 
 
