@@ -164,8 +164,13 @@ def main() -> None:
         for what, found in shares.items()
         for kind, one in found.items()
     ]
-    rows.append(Measure("L2", "spans with the reader equal those without, bit for bit", equal, least=1))
-    costs = {name: read_json(folder / "lag.json") for name, folder in (("whole", whole), ("reader", reader))}
+    rows.append(
+        Measure("L2", "spans with the reader equal those without, bit for bit", equal, least=1)
+    )
+    costs = {
+        name: read_json(folder / "lag.json")
+        for name, folder in (("whole", whole), ("reader", reader))
+    }
     told = {"questions": args.questions, "shares": shares, "training": costs}
     measure.report(args, rows, told)
 

@@ -179,10 +179,12 @@ def without_search(examples: Iterable[TrainingExample]) -> Iterator[TrainingExam
 
 
 class NamelessTrainer(Trainer):
-    """Its model cannot know the names that it reads: one that does reads other names worse."""
+    """From some point on its model cannot know the names that it reads."""
 
     def step(self, rows: Sequence[MaskedExample]) -> int:
-        draw_names(self.model, self.progress.steps)
+        curriculum = self.examples
+        if curriculum.share(self.progress) >= curriculum.recipe.fresh_names:
+            draw_names(self.model, self.progress.steps)
         return super().step(rows)
 
 

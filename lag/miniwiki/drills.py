@@ -191,7 +191,11 @@ def said(facts: Sequence[Fact], found: str = "") -> str:
         f"{LEFT.format(way=way(fact.subject, nouns[place:]))} {plain(fact)}"
         for place, fact in enumerate(facts)
     ]
-    ending = f"<ans>{found}</ans>" if found else f"<keywords>{way(facts[-1].subject, nouns[-1:])}</keywords>"
+    ending = (
+        f"<ans>{found}</ans>"
+        if found
+        else f"<keywords>{way(facts[-1].subject, nouns[-1:])}</keywords>"
+    )
     return " ".join([*lines, ending]) + BLANK
 
 

@@ -67,7 +67,7 @@ def search_pairs(world: World, rng: random.Random) -> list[Pair]:
         begun = f"{chain.start}'s {chain.nouns[0]}"
         nothing = follow(Knowledge(), chain.start, chain.nouns).lines[0]
         pairs.append(Pair(begun, key, f"{asked}\n{nothing} {UNANSWERED}"))
-        for sentence in path.sentences[:-1]:
+        for sentence in path.sentences[:-1] if path.query else path.sentences:
             pairs += [Pair(asked, other) for other in by_sentence.get(sentence, ())[-1:]]
             by_sentence.setdefault(sentence, []).append(key)
     return pairs

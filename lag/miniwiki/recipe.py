@@ -22,6 +22,8 @@ class Recipe:
     lookups: share of the training until which it is look-ups and nothing else; exams: until which
         it is exams. drills, exercises: how many of each a group has then. kept: how many of each
         stand among the loop's prompts of a group, so that they stay known.
+    fresh_names: share from which on names have other vectors at every update: a model that knows
+        those of its training reads others worse, and one that never knew any learns more slowly.
     """
 
     seed: int = 1
@@ -42,6 +44,7 @@ class Recipe:
     drills: int = 2000
     exercises: int = 1200
     kept: int = 150
+    fresh_names: float = 0.78
     dimensions: int = 128
     embedder_steps: int = 400
     without: str = ""

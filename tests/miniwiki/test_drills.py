@@ -56,14 +56,13 @@ def known(text: str) -> set[str]:
 class Reader:
     """What an exam has said so far, of two statements the first, and how far its question has got.
 
-    name, nouns: what is still to be followed; said: the name as the question has it. queries: what was searched for, for this question.
+    name, nouns: what is still to be followed. queries: what was searched for, for this question.
     """
 
     facts: dict[tuple[str, str], str] = field(default_factory=dict)
     names: dict[tuple[str, str], str] = field(default_factory=dict)
     asked: str = ""
     name: str = ""
-    said: str = ""
     nouns: list[str] = field(default_factory=list)
     queries: list[str] = field(default_factory=list)
 
@@ -79,7 +78,6 @@ class Reader:
         nouns = re.findall(r"'s (\w+)", way)
         if question[0] != self.asked or not 0 < len(self.queries) < MOST_TURNS:
             self.asked, self.name, self.nouns, self.queries = question[0], start, nouns, []
-            self.said = f"{second} alias {own}" if second else own
         if second:
             self.names.setdefault((RELATIONS[nouns[0]].subject, second), own)
 
@@ -97,16 +95,17 @@ class Reader:
         for match in SENTENCE.finditer(reply):
             second, own, noun, object = match.groups(default="")
             assert not missing and noun == self.nouns[0], reply
-            left = self.said + "".join(f"'s {noun}" for noun in self.nouns)
+            first = self.first(noun, self.name)
+            left = f"{self.name} alias {first}" if first else self.name
+            left += "".join(f"'s {noun}" for noun in self.nouns)
             assert rest.startswith(f"{left}: {match[0]} "), reply
             rest = rest.removeprefix(f"{left}: {match[0]} ")
-            first = self.first(noun, self.name)
             assert (second, own) == ((self.name, first) if first else ("", self.name))
             stated = self.facts.get((noun, own)) or self.facts.get((noun, second))
             assert object == (stated or UNKNOWN)
             missing = object == UNKNOWN
             if not missing:
-                self.name, self.said, self.nouns = object, object, self.nouns[1:]
+                self.name, self.nouns = object, self.nouns[1:]
         assert missing == bool(self.nouns)
         assert re.fullmatch(r"<(ans|keywords)>[^<>]+</\1>", rest)
         if missing:

@@ -119,7 +119,7 @@ def test_kv_carries_nothing_of_a_foreign_context():
 
 
 def test_a_second_name_of_the_kept_subject_leads_to_what_was_hidden():
-    kept = "Alan's home: Alan alias Quinra's home is Elbo. <ans>Elbo</ans>\n\n"
+    kept = "Alan alias Quinra's home: Alan alias Quinra's home is Elbo. <ans>Elbo</ans>\n\n"
     facts = carried(Note("x", kept, HIDDEN, kv=True))
     assert facts[0] == Fact("name", "Alan", "Quinra", "person")
     assert facts[-1] == Fact("mayor", "Bara", "Alan")

@@ -315,9 +315,9 @@ def test_the_embedder_reads_about_as_many_worlds_as_are_told():
     assert few <= NUM_PAIR_WORLDS <= many + 1
 
 
-def test_names_have_other_vectors_at_every_update(tmp_path, weights):
+def test_names_have_other_vectors_at_every_update_from_some_point_on(tmp_path, weights):
     """A model that had learned those of its training was right on 16 % of new worlds' questions, not 44."""
-    training = trainer(SMALL, weights, tmp_path)
+    training = trainer(replace(SMALL, fresh_names=0.0), weights, tmp_path)
     vectors, vocab = training.model.model.embed_tokens.weight, word_pieces().get_vocab()
     learned, others = ([vocab[name] for name in names] for names in (TRAINING_NAMES, NAMES))
     rows = training.examples.examples(training.progress)[:4]
@@ -331,3 +331,15 @@ def test_names_have_other_vectors_at_every_update(tmp_path, weights):
         assert torch.equal(before[others], after[others])
         assert after[learned, 1:].std() == pytest.approx(SMALL.width**-0.5, rel=0.05)
     assert not torch.equal(seen[0][vocab["is"]], seen[-1][vocab["is"]])
+
+
+def test_vectors_of_names_never_change_before(tmp_path, weights):
+    training = trainer(SMALL, weights, tmp_path)
+    vectors = training.model.model.embed_tokens.weight
+    before = vectors.detach().clone()
+    for _ in range(3):
+        training.step(training.examples.examples(training.progress)[:8])
+    vocab = word_pieces().get_vocab()
+    names = [vocab[name] for name in (*NAMES, *TRAINING_NAMES)]
+    assert torch.equal(vectors[names], before[names])
+    assert not torch.equal(vectors[vocab["is"]], before[vocab["is"]])
