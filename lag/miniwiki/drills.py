@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lag import prompts
 from lag.actions import Search, parse
-from lag.miniwiki.gold_agent import LEFT, UNKNOWN, Knowledge, follow, rest_of
+from lag.miniwiki.gold_agent import Knowledge, follow, rest_of
 from lag.miniwiki.world import (
     PLAIN,
     RELATIONS,
@@ -16,10 +16,8 @@ from lag.miniwiki.world import (
     Chain,
     Fact,
     World,
-    called,
     first_name,
     keys_of,
-    way,
 )
 from lag.modes import BLANK
 from lag.prompts import Note, Prompt
@@ -172,31 +170,25 @@ def a_log(rng: random.Random, world: World, led: Fact, kv: bool) -> tuple[Note, 
     kind = RELATIONS[led.noun].object
     nouns = [noun for noun, relation in RELATIONS.items() if relation.subject == kind]
     if not nouns:
-        return Note(led.subject, said([led], led.object), "", kv), [led]
+        return Note(led.subject, told([led], led.subject, led.noun), "", kv), [led]
     noun = rng.choice(nouns)
     last = Fact(noun, led.object, rng.choice(world.names[RELATIONS[noun].object]))
+    keep = told([last], last.subject, noun)
     if not kv:
-        return Note(led.subject, said([last], last.object)), [last]
-    second = world.second.get(led.subject, "") if RELATIONS[led.noun].subject in WITH_SECOND else ""
-    missing = replace(last, object=UNKNOWN)
-    after = said([replace(led, subject=called(second, led.subject)) if second else led, missing])
+        return Note(led.subject, keep), [last]
+    kind = RELATIONS[led.noun].subject
+    second = world.second.get(led.subject, "") if kind in WITH_SECOND else ""
+    names = [Fact("name", second, led.subject, kind)] if second else []
+    after = told([*names, led], second or led.subject, led.noun, noun)
     carried = [replace(led, subject=name) for name in (led.subject, second) if name]
-    return Note(led.subject, said([last], last.object), after, kv), [*carried, last]
+    return Note(led.subject, keep, after, kv), [*carried, last]
 
 
-def said(facts: Sequence[Fact], found: str = "") -> str:
-    """What a reply says that comes along some facts to an answer, or to the last one unknown."""
-    nouns = [fact.noun for fact in facts]
-    lines = [
-        f"{LEFT.format(way=way(fact.subject, nouns[place:]))} {plain(fact)}"
-        for place, fact in enumerate(facts)
-    ]
-    ending = (
-        f"<ans>{found}</ans>"
-        if found
-        else f"<keywords>{way(facts[-1].subject, nouns[-1:])}</keywords>"
-    )
-    return " ".join([*lines, ending]) + BLANK
+def told(facts: Sequence[Fact], start: str, *nouns: str) -> str:
+    """What a reply says that follows relations through no more than these facts."""
+    known = Knowledge()
+    known.add(facts)
+    return follow(known, start, nouns).reply("") + BLANK
 
 
 def log_of(world: World, chain: Chain) -> Log:

@@ -47,7 +47,6 @@ EDITS = 2  # of a playbook at a time
 WRONG = 0.1  # of the logs: one of their facts has another object
 STRANGE = 0.15  # of the questions with logs: theirs are drawn at random
 FEW_LOGS = 0.5  # of the questions: a query adds one log, else as many as usual
-LEFT = "{way}:"  # what is left of a question
 STATED = re.compile(r"(?:(\w+) alias )?(\w+)'s (\w+) is (\w+)\.")
 SAID = re.compile(r"^Query: (.*)\nReply: (.*)$", re.M)
 ANSWERED = re.compile(r"\s*<ans>(\w+)</ans>")
@@ -263,7 +262,7 @@ def follow(known: Knowledge, name: str, nouns: Sequence[str]) -> Followed:
         found = known.facts.get((noun, first or name)) or known.facts.get((noun, name))
         asked = called(name, first)
         sentences.append(PLAIN.format(noun=noun, s=asked, o=found or UNKNOWN))
-        lines.append(f"{LEFT.format(way=way(asked, nouns[place:]))} {sentences[-1]}")
+        lines.append(f"{way(asked, nouns[place:])}: {sentences[-1]}")
         if found is None:
             kind = RELATIONS[noun].subject
             forms = f"{asked}'s {noun}", f"the {kind} {asked}'s {noun}"

@@ -163,7 +163,7 @@ def test_loss_drops_and_a_resumed_training_equals_one_run(tmp_path, weights):
     losses = []
     for _ in whole.run():
         losses.append(whole.loss)
-    assert losses[-1] < 0.97 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
     half = trainer(SMALL, weights, tmp_path / "half")
     for _ in half.run():
         if half.progress.group == 2:
