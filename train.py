@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lag import cli
-from lag.miniwiki.recipe import Recipe
+from lag.miniwiki.recipe import WITHOUT, Recipe
 from lag.runs.flags import add_flags
 from lag.train.log_examples import FORMS
 from lag.train.past_run import FILTERS
@@ -63,6 +63,8 @@ def miniwiki_flags(parser: argparse.ArgumentParser) -> None:
     size("--questions", 10, "questions of each training world")
     size("--width", 32, "hidden size, a multiple of 32")
     size("--embedder-steps", 1, "updates of the embedder")
+    add("--without", choices=WITHOUT, default="",
+        help="what the model is not taught: logs as KV, or replies that search; default: all is")  # fmt: skip
     add("--validation", metavar="N", type=cli.at_least(1), default=64,
         help="replies of each format that are checked at the end (%(default)s)")  # fmt: skip
     add_flags(parser, "seed", "verbose", seed=usual.seed)
@@ -74,7 +76,16 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     Raises:
         ValueError: a width that heads of 32 do not divide.
     """
-    names = ("tokens", "annealing", "articles", "questions", "width", "embedder_steps", "seed")
+    names = (
+        "tokens",
+        "annealing",
+        "articles",
+        "questions",
+        "width",
+        "embedder_steps",
+        "seed",
+        "without",
+    )
     given = {name: getattr(args, name) for name in names}
     if args.width % 32:
         raise ValueError(f"--width {args.width}: expected a multiple of 32, which each head takes")

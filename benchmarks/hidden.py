@@ -35,6 +35,7 @@ from lag.http import Client
 from lag.kv_store import serving
 from lag.kv_store.filling import Encoder
 from lag.miniwiki.drills import log_of
+from lag.miniwiki.gold_agent import Knowledge, follow
 from lag.miniwiki.world import RELATIONS, Chain, World, generate, keys_of
 from lag.model.chat import kv_pairs
 from lag.model.decoder import Decoder
@@ -83,8 +84,14 @@ def cases(world: World, count: int) -> Iterator[Case]:
         rng.shuffle(logs)
         texts = tuple(Document(a.id, a.title, a.content) for a in documents)
         foreign = [log_of(world, rng.choice(pairs)[1]) for _ in logs]
-        reply, answer = last_response(log_of(world, asked)), world.facts[second]
-        yield Case(asked.text, answer, reply, tuple(logs), tuple(foreign), texts)
+        answer = world.facts[second]
+        yield Case(asked.text, answer, told(world, asked), tuple(logs), tuple(foreign), texts)
+
+
+def told(world: World, chain: Chain) -> str:
+    """The reply that tells a whole chain, second names apart."""
+    known = Knowledge({key: world.facts[key] for key in keys_of(world, chain)})
+    return " ".join(follow(known, chain.start, chain.nouns).lines)
 
 
 def known(article: Any) -> set[tuple[str, str]]:
@@ -93,7 +100,11 @@ def known(article: Any) -> set[tuple[str, str]]:
 
 def shared_ends(world: World) -> list[tuple[Chain, Chain]]:
     """Chains of two hops that differ in the first and share the second, without second names."""
-    plain = {key: name for key, name in world.mentions.items() if name not in world.aliases}
+    plain = {
+        key: name
+        for key, (name, first) in world.mentions.items()
+        if name not in world.aliases and not first
+    }
     found = []
     for (noun, middle), answer in plain.items():
         ends = [k for k, n in plain.items() if n == middle and leads_to(k[0], noun)]

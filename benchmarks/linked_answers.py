@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import measure  # first: it finds the toolkit
-from worlds import NAME, difference
+from tables import difference
+from worlds import NAME
 
 from lag.evaluation.compare import compare, estimates
 from lag.evaluation.find_runs import read_folder

@@ -43,7 +43,7 @@ from lag.modes import MODES
 from lag.prompts import Note, Prompt, qa_prompt
 from lag.records import Document
 
-TEXT = ("the", "founder", "of", "Alrik", "is", "Lorlim", "and", "the", "teacher", "of", "Crea")
+TEXT = ("founder", "Alrik", "is", "Lorlim", "teacher", "Crea")  # a token each
 MODE = MODES["log_kv_last_action"]  # of the prompts that this file makes itself
 LARGE = ("runs", "log_probability_error", "lengths", "failures", "leaving", "seconds")
 PARTS = (*LARGE, "twins", "interrupted")

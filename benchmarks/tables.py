@@ -7,14 +7,14 @@ python benchmarks/tables.py --write        # between `<!-- table NAME -->` and `
 
 import argparse
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import measure  # first: it finds the toolkit
 from hidden import KINDS
 from real_hidden import KINDS as REAL_KINDS
 from solvers import MODES as SOLVER_MODES
-from worlds import CONTROL, SHOWN, difference, worlds_table
+from worlds import CONTROLS, PLACES, SHOWN
 
 from lag.files import read_json
 from lag.solvers import SOLVERS
@@ -22,10 +22,7 @@ from lag.solvers import SOLVERS
 RESULTS = measure.ROOT / "benchmarks" / "results"
 FILES = (measure.ROOT / "benchmarks" / "README.md", measure.ROOT / "README.md")
 PLACE = re.compile(r"(<!-- table ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-SPLITS = {"train": "seen", "test": "unseen"}
-# Of these questions, 334 of 700 are one cluster: an interval over clusters says nothing.
-UNSOUND = ("train", "base")
-SHORT = ("base", "log_text", "log_kv", CONTROL)
+SHORT = ("base", "log_text", "log_text_all", "log_kv", *CONTROLS)
 
 Table = list[list[str]]
 
@@ -34,14 +31,10 @@ def read(name: str) -> dict[str, Any]:
     return read_json(RESULTS / f"{name}.json")
 
 
-def worlds() -> dict[str, Any]:
-    """Results by world, split and run; the first is the shipped world."""
-    found = read("worlds")["worlds"]
-    names = ["shipped", *(str(2000 + n) for n in range(1, len(found)))]
-    return {
-        name: {tuple(key.split("/")): result for key, result in world.items()}
-        for name, world in zip(names, found.values())
-    }
+def difference(result: dict[str, Any], name: str, scale: float = 100) -> str:
+    """A paired difference to base with its interval, of an evaluator's result."""
+    compared = result["comparison"]
+    return spanned(compared["differences"][name], scale) if compared else ""
 
 
 def percent(result: dict[str, Any], name: str, interval: bool = False) -> str:
@@ -50,55 +43,92 @@ def percent(result: dict[str, Any], name: str, interval: bool = False) -> str:
     return f"{text} [{100 * bounds['low']:.1f}, {100 * bounds['high']:.1f}]" if bounds else text
 
 
-def shipped() -> Table:
-    """Every mode on the shipped world, seen and unseen."""
-    names = ("EM", "EM to `base`", "F1", "answered", "steps", "steps to `base`")
-    rows = [["split", "mode", *names, "prefilled", "cached", "seconds"]]
-    world = worlds()["shipped"]
-    order = ["base", "log_text", "log_text_all", "log_kv", CONTROL, *SHOWN]
-    for split, said in SPLITS.items():
-        for name in dict.fromkeys(order):
-            if result := world.get((split, name)):
-                rows.append([said, *shipped_row(split, name, result)])
+def spanned(estimate: dict[str, Any], scale: float, sign: str = "+") -> str:
+    """A value with its interval."""
+    bounds = estimate["interval"] or {}
+    form = f"{sign}.{1 if scale == 100 else 2}f"
+    low, high = (f"{scale * bounds[end]:{form}}" if bounds else "" for end in ("low", "high"))
+    return f"{scale * estimate['value']:{form}}" + (f" [{low}, {high}]" if bounds else "")
+
+
+def pooled(names: Iterable[str]) -> Table:
+    """Modes and controls on the unseen questions of all worlds, at the data set's step limit."""
+    columns = ("EM", "EM to `base`", "steps", "steps to `base`", "prefilled", "cached", "seconds")
+    rows, runs = [["mode", *columns]], read("worlds")["runs"]
+    for name in dict.fromkeys(names):
+        if name in runs:
+            one, other = runs[name], name != "base"
+            rows.append([
+                f"`{name}`",
+                spanned(one["em"], 100, ""),
+                spanned(one["em_to_base"], 100) if other else "",
+                f"{one['steps']['value']:.2f}",
+                spanned(one["steps_to_base"], 1) if other else "",
+                f"{one['prefilled_tokens']:.0f}",
+                f"{one['cached_tokens']:.0f}",
+                f"{one['seconds']:.2f}",
+            ])  # fmt: skip
     return rows
 
 
-def shipped_row(split: str, name: str, result: dict[str, Any]) -> list[str]:
-    whole = f", all {result['metrics']['count']}" if (split, name) == UNSOUND else ""
-    return [
-        f"`{name}`{whole}",
-        percent(result, "em", (split, name) != UNSOUND),
-        difference(result, "em"),
-        percent(result, "f1"),
-        percent(result, "answer_rate"),
-        f"{result['cost']['steps']:.2f}",
-        difference(result, "steps", 1),
-        f"{result['cost']['prefilled_tokens']:.0f}",
-        f"{result['cost']['cached_tokens']:.0f}",
-        f"{result['cost']['seconds']['all']:.2f}",
-    ]
+def seen() -> Table:
+    """Modes on train questions: with their own logs in the store, and without."""
+    rows = [["mode", "EM", "EM to `base`", "steps to `base`"]]
+    for name, one in read("worlds")["seen"].items():
+        changes = [spanned(one["em_to_base"], 100), spanned(one["steps_to_base"], 1)]
+        rows.append(
+            [f"`{name}`", spanned(one["em"], 100, ""), *(changes if name != "base" else ["", ""])]
+        )
+    return rows
 
 
-def short() -> Table:
-    """What the README shows: the shipped world, and on how many worlds it holds."""
-    found = worlds()
-    world = found["shipped"]
-    columns = ("seen: EM to `base`", "unseen: EM", "EM to `base`", "above `base` on")
-    rows = [["mode", *columns, "steps to `base`", "prefilled"]]
-    for name in SHORT:
-        seen, unseen = world.get(("train", name)), world["test", name]
-        gains = [one["test", name]["comparison"] for one in found.values()]
-        surely = [one and one["differences"]["em"]["interval"] for one in gains]
-        above = sum(bool(one) and one["low"] > 0 for one in surely)
-        rows.append([
-            f"`{name}`",
-            difference(seen, "em") if seen else "",
-            percent(unseen, "em", True),
-            difference(unseen, "em"),
-            "" if name == "base" else f"{above} of {len(found)} worlds",
-            difference(unseen, "steps", 1),
-            f"{unseen['cost']['prefilled_tokens']:.0f}",
-        ])  # fmt: skip
+def claims() -> Table:
+    rows = [["claim", "target", "measured", "reached"]]
+    for one in read("worlds")["claims"]:
+        reached = "yes" if one["reached"] else "**no**"
+        rows.append([one["claim"], one["target"], one["measured"], reached])
+    return rows
+
+
+def grouped(key: str, words: Callable[[str], str], order: Iterable[str]) -> Table:
+    """EM of some runs, by group of questions."""
+    found = read("worlds")[key]
+    groups = [name for name in order if name in found]
+    runs = [name for name in SHORT if name in read("worlds")["runs"]]
+    rows = [["questions", "how many", *(f"`{run}`" for run in runs)]]
+    for name in groups:
+        cells = [f"{100 * found[name]['em'][run]:.1f}" for run in runs]
+        rows.append([words(name), str(found[name]["questions"]), *cells])
+    return rows
+
+
+def pairs() -> Table:
+    rows = [["difference in EM", "points"]]
+    for name, one in read("worlds")["pairs"].items():
+        rows.append([" - ".join(f"`{run}`" for run in name.split(" - ")), spanned(one, 100)])
+    return rows
+
+
+def reasons() -> Table:
+    found = read("worlds")["reasons"]
+    ordered = sorted(found.items(), key=lambda pair: -pair[1])
+    return [["why an answer with logs is wrong", "questions"], *([k, str(n)] for k, n in ordered)]
+
+
+def bounds() -> Table:
+    """What `--min-similarity` keeps of the gain, and of the harm."""
+    found = read("worlds")["min_similarity"]
+    plain = found["log_kv"]
+    rows = [["run", "gain (right more than `base`)", "of it", "harmed", "of them"]]
+    for name, one in found.items():
+        shares = [one[what] / max(1, plain[what]) for what in ("net", "harmed")]
+        cells = [
+            f"{one['net']:.0f}",
+            f"{100 * shares[0]:.0f} %",
+            str(one["harmed"]),
+            f"{100 * shares[1]:.0f} %",
+        ]
+        rows.append([f"`{name}`", *cells])
     return rows
 
 
@@ -197,8 +227,12 @@ def made() -> Table:
 
 def of_worlds(metric: str, scale: float) -> Table:
     """The difference to base on unseen questions, one column per world."""
-    head, _, *rows = worlds_table(worlds(), metric, scale)
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, *rows)]
+    found = read("worlds")
+    rows = [["mode", *found["worlds"]]]
+    for name in (name for name in SHOWN if name in found["runs"] and name != "base"):
+        by = found["runs"][name]["by_world"].values()
+        rows.append([f"`{name}`", *(spanned(one[metric], scale) if one else "" for one in by)])
+    return rows
 
 
 REAL = (
@@ -299,33 +333,6 @@ def markers() -> Table:
     return rows
 
 
-def step_limit() -> Table:
-    """The shipped world with eight steps: EM, also by hops, and what logs change."""
-    found, order = read("step_limit")["runs"], ("base", "log_text", "log_kv")
-    hops = [*found["base"]["em_by_hops"]]
-    rows = [
-        ["mode", "EM", "EM to `base`", *(f"{n} hops" for n in hops), "steps", "steps to `base`"]
-    ]
-    for name in order:
-        one = found[name]
-        changes = [
-            spanned(one[f"{what}_to_base"], scale) for what, scale in (("em", 100), ("steps", 1))
-        ]
-        em, steps = changes if name != "base" else ("", "")
-        by = [f"{100 * one['em_by_hops'][n]:.1f}" for n in hops]
-        level = spanned(one["em"], 100, "")
-        rows.append([f"`{name}`", level, em, *by, f"{one['steps']['value']:.2f}", steps])
-    return rows
-
-
-def spanned(estimate: dict[str, Any], scale: float, sign: str = "+") -> str:
-    """A value with its interval."""
-    bounds = estimate["interval"] or {}
-    form = f"{sign}.{1 if scale == 100 else 2}f"
-    low, high = (f"{scale * bounds[end]:{form}}" if bounds else "" for end in ("low", "high"))
-    return f"{scale * estimate['value']:{form}}" + (f" [{low}, {high}]" if bounds else "")
-
-
 SERVED = {"serving": "embedded", "serving_real": "SmolLM2-135M"}  # result files
 
 
@@ -384,8 +391,15 @@ def hidden_served() -> Table:
 
 
 TABLES: dict[str, Callable[[], Table]] = {
-    "short": short,
-    "shipped": shipped,
+    "short": lambda: pooled(SHORT),
+    "worlds": lambda: pooled(SHOWN),
+    "claims": claims,
+    "pairs": pairs,
+    "hops": lambda: grouped("by_hops", lambda n: f"{n} hops", "23456"),
+    "places": lambda: grouped("by_place", PLACES.__getitem__, PLACES),
+    "seen": seen,
+    "reasons": reasons,
+    "min-similarity": bounds,
     "worlds-em": lambda: of_worlds("em", 100),
     "worlds-steps": lambda: of_worlds("steps", 1),
     "bytes": bytes_per_log,
@@ -395,7 +409,6 @@ TABLES: dict[str, Callable[[], Table]] = {
     "linking": linking,
     "linked-answers": linked_answers,
     "markers": markers,
-    "step-limit": step_limit,
     "made": made,
 }
 if (RESULTS / "real.json").is_file():  # what `make real` measures

@@ -1,83 +1,340 @@
-"""Gather what `make worlds` measured on the embedded data set: tables, and a figure.
+"""Gather what `make worlds` measured on embedded worlds: pooled, by world, and what it shows.
 
 python benchmarks/worlds.py data data/worlds/2001 data/worlds/2002
 
-The first folder is the shipped world. Prints Markdown; writes worlds.json and worlds.png.
+Unseen questions; differences are paired, and clusters of questions that share a sub-question are
+drawn together, pooled over the worlds. Questions are told apart by hops, and by where what is hard to
+find on their way stood. Writes worlds.json and worlds.png.
 """
 
 import argparse
-import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import measure  # first: it finds the toolkit
+import numpy as np
 
+from lag.evaluation.intervals import CHANGE, SHARE, Resampler
 from lag.files import read_json, write_json
-from lag.modes import MODES
+from lag.miniwiki.gold_agent import carried, stated
+from lag.miniwiki.world import World, first_name, generate, keys_of, to_resolve
+from lag.modes import MODES, earlier_responses, last_response
+from lag.paths import Paths
+from lag.prompts import Note
+from lag.records import Log, Question, Trace
+from lag.tasks import TASKS, read_questions
+from lag.trace_files import checked_trace, read_parts
 
 NAME = "miniwiki"
-CONTROL = "log_kv_random"
-SHOWN = [*MODES, CONTROL]
+LIMIT, MORE = "base", "base_s16"  # the same with twice the steps
+HARM = "log_kv"
+CONTROLS = ("log_kv_random", "log_kv_shuffled", "log_kv_wrong-context")
+TEXT_ONLY = "text-only"  # log_text of a second model, which has learned of logs as text alone
+SHOWN = [*MODES, *CONTROLS, MORE, TEXT_ONLY]
+SEED = 1234
+Values = dict[str, dict[str, float]]  # of a run: what the evaluator says, by question
+PLACES = {
+    "documents": "the documents say it under the name at hand",
+    "last response": "a log's last response says it, too",
+    "hidden": "a log's earlier response says it, which led to the name that its last one begins with",
+    "earlier": "a log says it in an earlier response",
+    "nowhere": "no log says it",
+}
 
-Results = dict[tuple[str, str], dict[str, Any]]
+
+@dataclass
+class Measured:
+    """One world: the questions of a split, and every run on them."""
+
+    data: Path
+    split: str = "test"
+
+    @property
+    def paths(self) -> Paths:
+        return Paths(self.data, NAME)
+
+    @cached_property
+    def world(self) -> World:
+        return generate(read_json(self.paths.folder / "dev.meta.json")["seed"])
+
+    @cached_property
+    def questions(self) -> dict[str, Question]:
+        return {q.id: q for q in read_questions(self.paths, TASKS[NAME], self.split)}
+
+    @cached_property
+    def results(self) -> dict[str, dict[str, Any]]:
+        """What the evaluator wrote, by run.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+        """
+        found = {}
+        for path in sorted((self.paths.folder / "results").glob("*.json")):
+            result = read_json(path)
+            if result["meta"]["solver"] == "react" and result["meta"]["split"] == self.split:
+                found[result["meta"]["run"]] = result
+        if not found:
+            raise FileNotFoundError(f"{self.paths.folder}/results is empty; run make worlds first")
+        return found
+
+    def traces(self, run: str) -> dict[str, Trace]:
+        folder = self.paths.run(self.split, run)
+        return {id: checked_trace(folder, id, row) for id, row in read_parts(folder).items()}
+
+    @cached_property
+    def logs(self) -> list[Log]:
+        """The log store."""
+        rows = read_json(self.paths.log_store)["results"]
+        path = self.paths.log_store
+        return [Log.of(checked_trace(path, id, row)) for id, row in rows.items()]
+
+    @cached_property
+    def said(self) -> dict[str, set[tuple[str, str]]]:
+        """(noun, subject) of what some log says, by where: only what is true."""
+        found: dict[str, set[tuple[str, str]]] = {name: set() for name in PLACES}
+        for log in self.logs:
+            last, before = last_response(log), earlier_responses(log)
+            kv = set(carried(Note("", last, before, True))) - set(stated(last))
+            for name, facts in (("last response", stated(last)), ("hidden", kv),
+                                ("earlier", stated(before))):  # fmt: skip
+                found[name] |= {(f.noun, f.subject) for f in facts if self.is_true(f)}
+        return found
+
+    def is_true(self, fact: Any) -> bool:
+        """Whether a fact holds in this world, whatever name it is told by."""
+        world = self.world
+        if fact.noun == "name":
+            return world.aliases.get(fact.subject) == fact.object
+        if (fact.noun, fact.subject) not in world.facts and fact.subject not in world.aliases:
+            return False
+        own = world.facts.get((fact.noun, first_name(world, fact.noun, fact.subject)))
+        return own is not None and fact.object in (own, world.second.get(own))
+
+    def place(self, id: str) -> str:
+        """Where what is hardest to find on the way of a question stood; see `PLACES`."""
+        world, chain = self.world, self.world.chains[id]
+        hard = {name for name in to_resolve(world, chain) if name not in world.explained}
+        if not hard:
+            return "documents"
+        on_the_way = [chain.start, *(world.mentions[key][0] for key in keys_of(world, chain))]
+        needed = [key for key in zip(chain.nouns, on_the_way) if key[1] in hard]
+        order = [name for name in PLACES if name not in ("documents", "nowhere")]
+        where = [next((p for p in order if key in self.said[p]), "nowhere") for key in needed]
+        return max(where, key=list(PLACES).index)
 
 
-def read_world(data: Path) -> Results:
-    """What the evaluator wrote for one world, by split and run, without single questions.
+@dataclass(frozen=True)
+class Pooled:
+    """Values of several worlds as one, with the clusters of each."""
 
-    Raises:
-        FileNotFoundError: nothing is there.
-    """
+    questions: dict[str, Question]
+    runs: dict[str, Values]
+
+    @classmethod
+    def of(cls, worlds: Mapping[str, Measured]) -> "Pooled":
+        questions, runs = {}, {}
+        names = set.intersection(*(set(world.results) for world in worlds.values()))
+        for prefix, world in worlds.items():
+            for id, question in world.questions.items():
+                parts = tuple(f"{prefix} {part}" for part in question.subquestions)
+                key = f"{prefix} {id}"
+                questions[key] = replace(question, id=key, subquestions=parts)
+            for name in sorted(names):
+                found = world.results[name]["questions"]
+                runs.setdefault(name, {}).update({f"{prefix} {id}": v for id, v in found.items()})
+        return cls(questions, runs)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Those that every run has answered."""
+        return sorted(set.intersection(*(set(run) for run in self.runs.values())))
+
+    @cached_property
+    def resampler(self) -> Resampler:
+        return Resampler([self.questions[id] for id in self.ids], SEED)
+
+    def values(self, run: str, what: str) -> np.ndarray:
+        return np.array([float(self.runs[run][id][what]) for id in self.ids])
+
+    def level(self, run: str, what: str, counted: np.ndarray | None = None) -> dict[str, Any]:
+        scale = SHARE if what == "em" else None
+        return asdict(self.resampler.estimate(self.values(run, what), scale, counted))
+
+    def change(self, run: str, other: str, what: str = "em", counted=None) -> dict[str, Any]:
+        """The paired difference of two runs."""
+        scale = CHANGE if what == "em" else None
+        values = self.values(run, what) - self.values(other, what)
+        return asdict(self.resampler.estimate(values, scale, counted))
+
+    def grouped(self, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """EM of each run, by group of questions, and how many each has."""
+        found: dict[str, dict[str, Any]] = {}
+        for label in sorted(set(labels)):
+            mine = np.array([one == label for one in labels])
+            em = {run: float(self.values(run, "em")[mine].mean()) for run in self.runs}
+            found[label] = {"questions": int(mine.sum()), "em": em}
+        return found
+
+
+def pooled_rows(pooled: Pooled, worlds: Mapping[str, Measured]) -> dict[str, Any]:
+    """Of each run: level, difference to base, and cost."""
+    rows = {}
+    for run in pooled.runs:
+        costs = [world.results[run]["cost"] for world in worlds.values()]
+        rows[run] = {
+            "em": pooled.level(run, "em"),
+            "em_to_base": pooled.change(run, LIMIT),
+            "steps": pooled.level(run, "steps"),
+            "steps_to_base": pooled.change(run, LIMIT, "steps"),
+            **{
+                name: float(np.mean([cost[name] for cost in costs]))
+                for name in ("prefilled_tokens", "cached_tokens")
+            },
+            "seconds": float(np.mean([cost["seconds"]["all"] for cost in costs])),
+            "by_world": {
+                name: world.results[run]["comparison"] and {
+                    what: world.results[run]["comparison"]["differences"][what]
+                    for what in ("em", "steps")
+                }
+                for name, world in worlds.items()
+            },
+        }  # fmt: skip
+    return rows
+
+
+PAIRS = (
+    (MORE, LIMIT),
+    *((HARM, other) for other in ("base", "log_kv_wrong-context", "log_kv_last_as_context")),
+    *((HARM, other) for other in ("log_text", TEXT_ONLY, "log_text_all")),
+    *((control, "base") for control in CONTROLS),
+)
+
+
+# --- harm -----------------------------------------------------------------------------------------
+def harmed(world: Measured, run: str = HARM) -> list[str]:
+    """Questions that logs turned from right to wrong."""
+    base, mine = (world.results[name]["questions"] for name in (LIMIT, run))
+    return [id for id in mine if id in base and base[id]["em"] == 1 and mine[id]["em"] == 0]
+
+
+def reason(world: Measured, trace: Trace, base: Trace) -> str:
+    """Why an answer with logs is wrong: what its first false sentence repeats, or how it ended."""
+    documents = {article.id: article for article in world.world.articles}
+    logs = {log.id: log for log in world.logs}
+    for step in trace.steps:
+        false = [fact for fact in stated(step.reply) if not world.is_true(fact)]
+        if not false:
+            continue
+        entered = [fact for used in step.logs for fact in stated(" ".join(logs[used.id].replies))]
+        if false[0] in entered:
+            return "a log said it, and was wrong"
+        if any(false[0].object in documents[id].content for id in step.docs):
+            return "misread a document"
+        if any(fact.object == false[0].object for fact in entered):
+            return "misread a log"
+        return "nothing that entered says it"
+    if trace.pred is None:
+        return "no answer within the steps"
+    if trace.pred == "unknown":
+        return "gave up"
+    return "answered something else, with no false sentence"
+
+
+def reasons(world: Measured) -> Counter[str]:
+    mine, base = world.traces(HARM), world.traces(LIMIT)
+    return Counter(reason(world, mine[id], base[id]) for id in harmed(world))
+
+
+def harm_by_bound(worlds: Mapping[str, Measured]) -> dict[str, Any]:
+    """Of `log_kv` and each run of it with a `--min-similarity`: what it gains, and what it harms."""
     found = {}
-    for path in sorted((data / NAME / "results").glob("*.json")):
-        result = read_json(path)
-        result.pop("questions", None)
-        meta = result["meta"]
-        if meta["solver"] == "react":
-            found[meta["split"], meta["run"]] = result
-    if not found:
-        raise FileNotFoundError(f"{data / NAME}/results holds no results; run make worlds first")
+    names = set.intersection(*(set(world.results) for world in worlds.values()))
+    for run in sorted(name for name in names if name == HARM or name.startswith(f"{HARM}_min")):
+        gained = harm = 0
+        for world in worlds.values():
+            base, mine = (world.results[name]["questions"] for name in (LIMIT, run))
+            ids = [id for id in mine if id in base]
+            gained += sum(mine[id]["em"] - base[id]["em"] for id in ids)
+            harm += len(harmed(world, run))
+        found[run] = {"net": gained, "harmed": harm}
     return found
 
 
-def difference(result: dict[str, Any], name: str, scale: float = 100) -> str:
-    """A paired difference to base with its interval."""
-    compared = result["comparison"]
-    if compared is None:
-        return ""
-    found = compared["differences"][name]
-    text = f"{scale * found['value']:+.{1 if scale == 100 else 2}f}"
-    interval = found["interval"]
-    if not interval:
+# --- what is shown --------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A sentence, what it asks for, and what was measured."""
+
+    claim: str
+    target: str
+    measured: str
+    reached: bool
+
+
+def said(estimate: Mapping[str, Any], scale: float = 100) -> str:
+    digits = 1 if scale == 100 else 2
+    text = f"{scale * estimate['value']:+.{digits}f}"
+    if not estimate["interval"]:
         return text
-    low, high = (scale * interval[end] for end in ("low", "high"))
-    return f"{text} [{low:+.{1 if scale == 100 else 2}f}, {high:+.{1 if scale == 100 else 2}f}]"
+    low, high = (scale * estimate["interval"][end] for end in ("low", "high"))
+    return f"{text} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
-def worlds_table(worlds: dict[str, Results], metric: str, scale: float) -> list[str]:
-    """The difference to base on unseen questions, one column per world."""
-    lines = [
-        f"| mode | {' | '.join(worlds)} |",
-        f"| --- |{' --- |' * len(worlds)}",
-    ]
-    for name in SHOWN[1:]:
-        results = [world.get(("test", name)) for world in worlds.values()]
-        cells = [difference(result, metric, scale) if result else "" for result in results]
-        if any(cells):  # a mode of its own stream has none here
-            lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return lines
+def low(estimate: Mapping[str, Any]) -> float:
+    return 100 * estimate["interval"]["low"] if estimate["interval"] else 0.0
 
 
-def bytes_against_accuracy(worlds: dict[str, Results]) -> dict[str, dict[str, float]]:
+def claims(pooled: Pooled, rows: Mapping[str, Any]) -> Iterator[Claim]:
+    """The claims of the embedded worlds, one by one; a run that is missing has none."""
+    base = 100 * rows[LIMIT]["em"]["value"]
+    if MORE in rows:
+        more = 100 * pooled.change(MORE, LIMIT)["value"]
+        yield Claim("`base` is not capped by steps", "EM at 16 steps at most 2 above 8; EM 55 to 85",
+                    f"{more:+.1f}; {base:.1f}", more <= 2 and 55 <= base <= 85)  # fmt: skip
+    gain, by = pooled.change(HARM, LIMIT), rows[HARM]["by_world"].values()
+    em, steps = ([one[what]["value"] for one in by] for what in ("em", "steps"))
+    count = f"above on {sum(v > 0 for v in em)}, fewer steps on {sum(v < 0 for v in steps)} of {len(em)}"
+    reached = 100 * gain["value"] >= 5 and low(gain) > 0 and min(em) > 0 and max(steps) < 0
+    yield Claim("logs help", "`log_kv` - `base` at least +5, on all worlds, with fewer steps",
+                f"{said(gain)}; {count}", reached)  # fmt: skip
+    hidden = "log_kv_wrong-context"
+    if hidden in rows:
+        change, bare = pooled.change(HARM, hidden), pooled.change(HARM, "log_kv_last_as_context")
+        reached = 100 * change["value"] >= 3 and low(change) > 0 and low(bare) > 0
+        yield Claim("hidden text helps", "to wrong context at least +3; to no context above 0",
+                    f"{said(change)}; {said(bare)}", reached)  # fmt: skip
+    texts = [name for name in ("log_text", TEXT_ONLY) if name in rows]
+    better = max(texts, key=lambda name: rows[name]["em"]["value"])
+    text = pooled.change(HARM, better)
+    tokens = [rows[name]["prefilled_tokens"] for name in (HARM, better)]
+    yield Claim("KV beats the same words as text", "above 0, at no more prefilled tokens",
+                f"{said(text)} to `{better}`; {tokens[0]:.0f} and {tokens[1]:.0f} tokens",
+                low(text) > 0 and tokens[0] <= tokens[1])  # fmt: skip
+    for name in ("log_kv_random", "log_kv_shuffled"):
+        if name in rows:
+            change = pooled.change(name, LIMIT)
+            bounds = change["interval"] or {"low": 0, "high": 0}
+            inside = max(abs(bounds["low"]), abs(bounds["high"])) <= 0.02
+            yield Claim(f"wrong logs do not hurt: `{name}`", "within 1 of `base`, interval inside 2",
+                        said(change), abs(change["value"]) <= 0.01 and inside)  # fmt: skip
+
+
+# --- the figure -----------------------------------------------------------------------------------
+def bytes_against_accuracy(
+    worlds: Mapping[str, Measured], rows: Mapping[str, Any]
+) -> dict[str, Any]:
     """Per mode the bytes of KV per log on disk, and EM on unseen questions, over all worlds."""
     points = {}
     for name, mode in MODES.items():
-        results = [world["test", name] for world in worlds.values() if ("test", name) in world]
-        if results and mode.enters in ("", "kv"):
+        if name in rows and mode.enters in ("", "kv"):
+            results = [world.results[name] for world in worlds.values()]
             stored = [r["cost"]["kv_stored"] / max(1, num_logs(r)) for r in results]
-            em = [r["metrics"]["em"] for r in results]
-            points[name] = {"bytes_per_log": mean(stored), "em": mean(em)}
+            em = rows[name]["em"]["value"]
+            points[name] = {"bytes_per_log": float(np.mean(stored)), "em": em}
     return points
 
 
@@ -85,45 +342,71 @@ def num_logs(result: dict[str, Any]) -> int:
     return (result["leakage"] or {}).get("logs", 0)
 
 
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def draw(points: dict[str, dict[str, float]], hidden: dict[str, Any] | None, path: Path) -> None:
-    """Left: bytes per log against accuracy. Right: what KV carries beyond its words."""
+def draw(rows: Mapping[str, Any], places: Mapping[str, Any], path: Path) -> None:
+    """Left: prefilled tokens against accuracy. Right: EM by where the needed fact stood."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, point in points.items():
-        if name == "base":
-            left.axhline(100 * point["em"], color="#888888", lw=1, ls="--")
-            left.annotate("base", (0, 100 * point["em"]), fontsize=7, va="bottom")
-            continue
-        x, y = point["bytes_per_log"] / 1024, 100 * point["em"]
-        left.plot(x, y, "o", color="#2458a6")
-        lower = -10 if "last" in name else 5
-        left.annotate(name, (x, y), fontsize=7, xytext=(4, lower), textcoords="offset points")
-    left.set(xlabel="KiB of KV per log on disk", ylabel="EM on unseen questions, %")
-    left.margins(x=0.35, y=0.2)
-    shares = hidden["timings"]["shares"] if hidden else {}
-    labels = {
-        "full": "reasoning\nas text",
-        "kv": "answer tag\nas KV",
-        "wrong": "as KV, wrong\ncontext",
-        "text": "answer tag\nas text",
-        "none": "no log",
-    }
-    shown = [kind for kind in labels if kind in shares]
-    right.bar(
-        [labels[k] for k in shown], [100 * shares[k]["right"] for k in shown], color="#2458a6"
-    )
-    right.set(ylabel="right answers, %", title="Facts in the hidden text only")
-    right.tick_params(axis="x", labelsize=7)
+    for name, row in rows.items():
+        if name in MODES:
+            x, y = row["prefilled_tokens"], 100 * row["em"]["value"]
+            left.plot(x, y, "o", color="#2458a6" if MODES[name].enters == "kv" else "#c0562f")
+            left.annotate(name, (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
+    left.set(xlabel="prefilled tokens per question", ylabel="EM on unseen questions, %")
+    left.margins(x=0.3, y=0.15)
+    modes = [
+        n
+        for n in ("base", "log_text", "log_kv", "log_kv_wrong-context", "log_text_all")
+        if n in rows
+    ]
+    kinds = [name for name in PLACES if name in places]
+    width = 0.8 / len(modes)
+    for n, mode in enumerate(modes):
+        values = [100 * places[kind]["em"][mode] for kind in kinds]
+        right.bar(np.arange(len(kinds)) + n * width, values, width, label=mode)
+    labels = [f"{kind}\n({places[kind]['questions']})" for kind in kinds]
+    right.set_xticks(np.arange(len(kinds)) + 0.4 - width / 2, labels, fontsize=7)
+    right.set(ylabel="EM, %", title="by where what is hard to find stood")
     right.title.set_fontsize(9)
+    right.legend(fontsize=6)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
+
+
+def gathered(worlds: Mapping[str, Measured]) -> dict[str, Any]:
+    """Everything that the tables show."""
+    pooled = Pooled.of(worlds)
+    rows = pooled_rows(pooled, worlds)
+    parts = [id.split(" ", 1) for id in pooled.ids]
+    hops = [str(len(worlds[name].world.chains[id].nouns)) for name, id in parts]
+    places = [worlds[name].place(id) for name, id in parts]
+    pairs = [pair for pair in PAIRS if set(pair) <= set(rows)]
+    return {
+        "worlds": {name: {"seed": w.world.seed} for name, w in worlds.items()},
+        "questions": len(pooled.ids),
+        "runs": rows,
+        "pairs": {f"{a} - {b}": pooled.change(a, b) for a, b in pairs},
+        "by_hops": pooled.grouped(hops),
+        "by_place": pooled.grouped(places),
+        "reasons": dict(sum((reasons(world) for world in worlds.values()), Counter())),
+        "min_similarity": harm_by_bound(worlds),
+        "seen": seen(worlds),
+        "claims": [asdict(claim) for claim in claims(pooled, rows)],
+        "bytes": bytes_against_accuracy(worlds, rows),
+    }
+
+
+def seen(worlds: Mapping[str, Measured]) -> dict[str, Any]:
+    """Differences to `base` on the train questions that every run has, own logs or not."""
+    trained = {name: Measured(world.data, "train") for name, world in worlds.items()}
+    pooled = Pooled.of(trained)
+    return {
+        run: {"em": pooled.level(run, "em"), "em_to_base": pooled.change(run, LIMIT),
+              "steps_to_base": pooled.change(run, LIMIT, "steps"), "questions": len(pooled.ids)}
+        for run in pooled.runs
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -134,19 +417,13 @@ def main() -> None:
     folder = measure.ROOT / "benchmarks" / "results"
     parser.add_argument("--out", type=Path, default=folder, help="folder (benchmarks/results)")
     args = parser.parse_args()
-    worlds = {f"world {n + 1}": read_world(data) for n, data in enumerate(args.data)}
-    print(*worlds_table(worlds, "em", 100), "", *worlds_table(worlds, "steps", 1), sep="\n")
-    points = bytes_against_accuracy(worlds)
-    path = folder / "hidden.json"
-    draw(points, json.loads(path.read_text()) if path.exists() else None, args.out / "worlds.png")
-    rows = {
-        name: {f"{split}/{run}": result for (split, run), result in world.items()}
-        for name, world in worlds.items()
-    }
-    write_json(
-        args.out / "worlds.json",
-        {"worlds": rows, "bytes": points, "made_by": measure.made_by()},
-    )
+    found = [Measured(data) for data in args.data]
+    worlds = {str(world.world.seed): world for world in found}
+    result = gathered(worlds)
+    for claim in result["claims"]:
+        print(f"{claim['claim']}: {claim['measured']} ({claim['target']})")
+    draw(result["runs"], result["by_place"], args.out / "worlds.png")
+    write_json(args.out / "worlds.json", {**result, "made_by": measure.made_by()})
 
 
 if __name__ == "__main__":

@@ -54,12 +54,12 @@ def reply(
 
 def main() -> None:
     """Ask the embedded model, without and with a log that has met the same people."""
-    found = "The founder of Alrik is Lorlim. The teacher of Lorlim is"
-    step = f"{found} unknown. <keywords>the teacher of Lorlim</keywords>\n\n"
+    found = "Alrik's founder is Lorlim. Lorlim's teacher is"
+    step = f"{found} unknown. <keywords>Lorlim's teacher</keywords>\n\n"
     log = (step, f"{found} Crea. <ans>Crea</ans>\n\n")
     asked = qa_prompt(
-        "Who is the teacher of the founder of Alrik?",
-        [Document("d", "Alrik", "The founder of Alrik is Lorlim.")],
+        "Who is Alrik's founder's teacher?",
+        [Document("d", "Alrik", "Alrik's founder is Lorlim.")],
     )
     chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked.user}]
     with tempfile.TemporaryDirectory() as folder:

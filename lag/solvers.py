@@ -58,6 +58,7 @@ def limits(solver: Solver, task: Task) -> dict[str, int]:
     return {
         "num_docs": task.num_docs if solver.num_docs is None else solver.num_docs,
         "max_steps": task.max_steps if solver.max_steps is None else solver.max_steps,
+        "trace_steps": 0 if solver.records or solver.max_steps == 1 else task.trace_steps,
     }
 
 

@@ -46,13 +46,14 @@ class StatedSettings:
     @classmethod
     def of(cls, task: Task, mode: Mode, solver: Solver, said: Mapping[str, Any]) -> Self:
         """What is not said has the default."""
+        stated = said.get("trace_steps")
         return cls(
             task,
             mode,
             solver.documents_from,
             solver.records,
             said.get("max_steps") or limits(solver, task)["max_steps"],
-            said.get("trace_steps") or 0,
+            limits(solver, task)["trace_steps"] if stated is None else stated,
             said.get("prefill") or "turn",
             said.get("layout") or "paper",
         )

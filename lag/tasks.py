@@ -159,6 +159,7 @@ class Task:
     prompt: question, documents so far (None: closed book), previous reply -> Prompt.
     num_docs, num_logs: how many enter with each query.
     carries_reply: whether a step sees the reply before it.
+    trace_steps: how many earlier steps a step sees, unless `--trace-steps` says so.
     gated: its authors ask that examples are not shown in plain text.
     like: of a user's own the row of `TASKS` whose rows and prompts it has, else "".
     """
@@ -172,6 +173,7 @@ class Task:
     num_docs: int
     num_logs: int = 3
     carries_reply: bool = False
+    trace_steps: int = 0
     gated: bool = False
     model: str = MODEL
     embedder: str = EMBEDDER
@@ -186,7 +188,7 @@ TASKS = {task.name: task for task in (
     Task("musique",  load_qa, qa,     "keywords",    "musique",  max_steps=8, num_docs=2),
     Task("wikihop",  load_qa, qa,     "keywords",    "2wiki",    max_steps=8, num_docs=2),
     Task("hotpotqa", load_qa, qa,     "keywords",    "hotpotqa", max_steps=8, num_docs=2),
-    Task("miniwiki", load_qa, qa,     "keywords",    "hotpotqa", max_steps=3, num_docs=2, model=f"{MINIWIKI}/model", embedder=f"{MINIWIKI}/embedder"),
+    Task("miniwiki", load_qa, qa,     "keywords",    "hotpotqa", max_steps=8, num_docs=2, trace_steps=8, model=f"{MINIWIKI}/model", embedder=f"{MINIWIKI}/embedder"),
     Task("gpqa",     TEXT,    choice, "subquestion", "choice",   max_steps=3, num_docs=0, carries_reply=True, gated=True),
     Task("strategyqa",    TEXT, choice, "subquestion", "choice", max_steps=3, num_docs=0, carries_reply=True),
     Task("commonsenseqa", TEXT, choice, "subquestion", "choice", max_steps=3, num_docs=0, carries_reply=True),

@@ -68,6 +68,7 @@ ROOMS["miniwiki"] = {*ROOMS["train"], "train"}
 LONG = {
     "tasks.py": "the table, how rows are read, and the own data sets that bring a row along",
     "kv/cache.py": "a cache that grows, takes rows in and back, and what is placed in it",
+    "miniwiki/gold_agent.py": "all that the scripted agent reads, says and writes, and its formats",
     "model/decoder.py": "a batch in flight: rows that enter in pieces, join, go on and leave",
     "model/scheduler.py": "who enters when, what is taken over, and what follows a failure",
     "miniwiki/world.py": "the whole world, with its word lists",

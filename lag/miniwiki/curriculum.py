@@ -3,8 +3,9 @@
 import math
 import random
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -12,26 +13,32 @@ from transformers import LlamaForCausalLM
 
 from lag import prompts
 from lag.actions import tags
-from lag.miniwiki.drills import make_drills, make_lookups
+from lag.logs import playbook
+from lag.miniwiki.drills import AS_KV, make_exams, make_lookups
 from lag.miniwiki.embedder import mean_vector
 from lag.miniwiki.gold_agent import FORMATS, make_examples
-from lag.miniwiki.init_weights import make_model
+from lag.miniwiki.init_weights import draw_names, make_model
 from lag.miniwiki.recipe import FIRST_SEED, VALIDATION_SEED, Recipe, make_world
 from lag.miniwiki.tokenizer import make_tokenizer, word_pieces
+from lag.miniwiki.world import World
 from lag.model.llm import LLM
 from lag.modes import MODES
 from lag.train.batches import MaskedExample, batches, encode_examples
 from lag.train.examples import Format, TrainingExample
 from lag.train.trainer import Progress, Trainer
 
+MOST = 4  # articles and logs of a look-up, at the most but one
+# In the layout and the loop of the paper: how much more weight a prompt has, by annealing and by how
+# its logs enter, if any do.
+WEIGHTS = ({"": 1, "text": 4, "kv": 3}, {"": 3, "text": 4, "kv": 3})
 Counts = dict[str, float]  # shares of well-formed and exact replies, and how many there were
-SHEET = re.compile(r"<cheatsheet>[^<>]+</cheatsheet>")
+CURATED = re.compile(r"<cheatsheet>[^<>]+</cheatsheet>|<keep></keep>|(<add>[^<>]+</add>)+")
 
 
 def well_formed(example: TrainingExample, reply: str) -> bool:
     """Whether a reply ends as it was told to: in one closed tag with something in it."""
-    if example.prompt.user.startswith(prompts.CURATOR_RULES):
-        return bool(SHEET.fullmatch(reply))
+    if example.prompt.user.startswith((prompts.CURATOR_RULES, playbook.EDITOR_RULES)):
+        return bool(CURATED.fullmatch(reply))
     found = tags(reply)
     return len(found) == 1 and found[0].name != "subquestion" and found[0].end == len(reply)
 
@@ -73,40 +80,42 @@ def validation_examples(
 
 
 def rate(recipe: Recipe, share: float) -> float:
-    """Learning rate: a linear warm-up, then a cosine down to a fiftieth; the same for the annealing.
+    """Learning rate: a linear warm-up, then a cosine down to a fiftieth; the same for each annealing.
 
-    share: of the training that is done; from 1 to 2 of the annealing.
+    share: of the training that is done; from 1 to 2 of the first annealing, and so on.
     Source: warm restarts (SGDR, arXiv 1608.03983).
     """
-    highest, share = (recipe.rate, share) if share < 1 else (recipe.annealing_rate, share - 1)
+    highest, share = (recipe.rate, share) if share < 1 else (recipe.annealing_rate, share % 1)
     if share < recipe.warmup:
         return highest * (share + 1e-3) / recipe.warmup
     done = (share - recipe.warmup) / (1 - recipe.warmup)
     return highest * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1, done))) / 2)
 
 
-def annealing() -> list[Format]:
-    """The formats with more weight on logs in the layout and the loop of the paper."""
-    return [
-        replace(f, share=3 * f.share)
-        if f.mode != "base" and (f.layout, f.solver) == ("paper", "react")
-        else f
-        for f in FORMATS
-    ]
+def annealing(formats: Sequence[Format], number: int = 0) -> list[Format]:
+    """The formats with more weight on the layout and the loop of the paper, most on logs as text."""
+    return [replace(f, share=f.share * weight_at_the_end(f, number)) for f in formats]
+
+
+def weight_at_the_end(format: Format, number: int) -> int:
+    usual = (format.layout, format.solver) != ("paper", "react")
+    more = WEIGHTS[min(number, len(WEIGHTS) - 1)]
+    return 1 if usual else more.get(MODES[format.mode].enters, more["kv"])
 
 
 class Curriculum:
-    """The embedded model's training: groups of worlds, look-ups first, then drills, then the loop.
+    """The embedded model's training: groups of worlds, look-ups first, then the loop.
 
     weights: the embedder's, which the retrieval in the prompts needs.
     """
 
     def __init__(self, recipe: Recipe, weights: np.ndarray):
         self.recipe, self.weights = recipe, weights
-        self.identity = asdict(recipe)
+        self.identity = recipe.identity
+        self.formats = [f for f in FORMATS if taught(f, recipe.without)]
 
     def share(self, at: Progress) -> float:
-        """How much of the training is done; from 1 to 2 of the annealing."""
+        """How much of the training is done; from 1 to 2 of the first annealing, and so on."""
         more = at.tokens - self.recipe.tokens
         return 1 + more / self.recipe.annealing if more >= 0 else at.tokens / self.recipe.tokens
 
@@ -116,8 +125,8 @@ class Curriculum:
     def batches(self, at: Progress) -> Iterator[list[MaskedExample]]:
         """The batches of the next world, until it or the part of the training that it is in ends."""
         recipe = self.recipe
-        end = recipe.tokens + (recipe.annealing if at.tokens >= recipe.tokens else 0)
-        if at.tokens >= end:
+        end = next((end for end in recipe.ends if at.tokens < end), 0)
+        if not end:
             return
         order = random.Random(f"group {recipe.seed} {at.group}")
         for rows in batches(self.examples(at), recipe.batch_tokens, order):
@@ -126,21 +135,60 @@ class Curriculum:
                 return
 
     def examples(self, at: Progress) -> list[MaskedExample]:
-        """The examples of the next world: look-ups, drills, or what the loop asks."""
+        """The examples of the next world: look-ups, exams, or what the loop asks."""
         recipe, world = self.recipe, make_world(self.recipe, FIRST_SEED + at.group)
         share = self.share(at)
         if share < recipe.lookups:
-            most = 1 + math.ceil(4 * share / recipe.lookups)
-            found = make_lookups(world, recipe.drills, f"{recipe.seed}", most)
-        elif share < recipe.early:
-            found = make_drills(world, recipe.drills, f"{recipe.seed}")
+            most = 1 + math.ceil(MOST * share / recipe.lookups)
+            found = self.drills(make_lookups, world, recipe.drills, most)
+        elif share < recipe.exams:
+            most = 1 + math.ceil(MOST * (share - recipe.lookups) / (recipe.exams - recipe.lookups))
+            found = chain(
+                self.drills(make_exams, world, recipe.exercises, most),
+                self.drills(make_lookups, world, recipe.kept, MOST),
+            )
         else:
             embed = mean_vector(self.weights, word_pieces())
-            found = make_examples(world, embed, annealing() if share >= 1 else FORMATS)
+            formats = annealing(self.formats, int(share) - 1) if share >= 1 else self.formats
+            found = chain(
+                make_examples(world, embed, formats),
+                self.drills(make_lookups, world, recipe.kept, MOST),
+                self.drills(make_exams, world, recipe.kept, MOST),
+            )
+        if recipe.without == "search":
+            found = without_search(found)
         return encode_examples(found, make_tokenizer())
+
+    def drills(
+        self, make: Callable, world: World, count: int, most: int
+    ) -> Iterator[TrainingExample]:
+        as_kv = 0.0 if self.recipe.without == "kv" else AS_KV
+        return make(world, count, f"{self.recipe.seed}", most, as_kv)
+
+
+def taught(format: Format, without: str) -> bool:
+    return without != "kv" or MODES[format.mode].enters != "kv"
+
+
+def without_search(examples: Iterable[TrainingExample]) -> Iterator[TrainingExample]:
+    """Each example up to its first reply that searches."""
+    for example in examples:
+        if "<keywords>" not in example.reply:
+            then = takewhile(lambda turn: "<keywords>" not in turn[1], example.then)
+            yield replace(example, then=tuple(then))
+
+
+class NamelessTrainer(Trainer):
+    """From some point on its model cannot know the names that it reads."""
+
+    def step(self, rows: Sequence[MaskedExample]) -> int:
+        curriculum = self.examples
+        if curriculum.share(self.progress) >= curriculum.recipe.fresh_names:
+            draw_names(self.model, self.progress.steps)
+        return super().step(rows)
 
 
 def trainer(recipe: Recipe, weights: np.ndarray, folder: Path) -> Trainer:
     """The fresh language model in the trainer that makes it; checkpoints lie in the folder."""
     shape = dict(width=recipe.width, heads=recipe.heads, layers=recipe.layers)
-    return Trainer(make_model(recipe.seed, **shape), Curriculum(recipe, weights), folder)
+    return NamelessTrainer(make_model(recipe.seed, **shape), Curriculum(recipe, weights), folder)

@@ -1,128 +1,206 @@
-"""Short examples without retrieval, which a training begins with: look-ups, then short questions."""
+"""Examples without retrieval, which a training begins with: look-ups, then questions, many to a context."""
 
 import random
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from lag import prompts
-from lag.miniwiki.gold_agent import FORMATS, GoldAgent, Knowledge, follow, write_sheet
-from lag.miniwiki.world import PLAIN, RELATIONS, Chain, Fact, World, draw_chain, keys_of, walk
-from lag.modes import BLANK, MODES
+from lag.actions import Search, parse
+from lag.miniwiki.gold_agent import Knowledge, follow, rest_of
+from lag.miniwiki.world import (
+    PLAIN,
+    RELATIONS,
+    WITH_SECOND,
+    Article,
+    Chain,
+    Fact,
+    World,
+    first_name,
+    keys_of,
+)
+from lag.modes import BLANK
 from lag.prompts import Note, Prompt
 from lag.records import Document, Log
-from lag.solvers import SOLVERS
 from lag.train.examples import Format, TrainingExample
 
 LOOKUP = Format("lookup", "paper", 0)
+EXAM = Format("exam", "paper", 0)
+AS_KV = 0.5  # of the look-ups and exams: their logs enter as KV
+QUESTIONS = 6  # of an exam
+MOST_TURNS = 6  # of one of its questions
+FOUND = 0.75  # of the searches in an exam: what they are for comes next
+NAMED_BOTH = 0.5  # of an exam's questions that begin with a second name: say the first one, too
+ASKED = re.compile(r"(?:the \w+ )?(\w+)(?: alias (\w+))?'s (\w+)")
 
-SHEETS_WRITTEN = 0.4  # of the drills with a sheet: write it, instead of using it
 
+def make_lookups(
+    world: World, count: int, seed: str, most: int = 4, as_kv: float = AS_KV
+) -> Iterator[TrainingExample]:
+    """Some articles, some logs as text or KV, and a reply that states all their facts in any order.
 
-def make_lookups(world: World, count: int, seed: str, most: int = 4) -> Iterator[TrainingExample]:
-    """What a training begins with: look-ups and nothing else, many to a context.
+    A log as KV keeps what its last response says, and stands behind the fact that led there.
 
-    Some articles, some logs as text or KV, and a reply that states all their facts in any order.
-
-    most: how many articles, and how many logs.
+    most: how many articles, and how many logs. as_kv: the share whose logs enter as KV.
     """
     rng = random.Random(f"primers {seed} {world.seed}")
-    own = [article for article in world.articles if article.facts[0].noun != "name"]
+    own = entities(world)
     for _ in range(count):
         articles = rng.sample(own, rng.randint(1, most))
-        logs = [rng.choice(a.facts) for a in rng.sample(own, rng.randint(0, most))]
-        documents = [Document(a.id, a.title, a.content) for a in articles]
-        kv = rng.random() < 0.6
-        notes = [Note(f.subject, f"{plain(f)} <ans>{f.object}</ans>{BLANK}", "", kv) for f in logs]
-        facts = [*(fact for article in articles for fact in article.facts), *logs]
+        kv = rng.random() < as_kv
+        notes, told = draw_logs(rng, world, rng.sample(own, rng.randint(0, most)), kv)
+        facts = [*(fact for article in articles for fact in plain_facts(article)), *told]
         rng.shuffle(facts)
-        prompt = Prompt(prompts.documents_block(documents), notes=tuple(notes))
+        prompt = Prompt(prompts.documents_block(as_documents(articles)), notes=notes)
         yield TrainingExample(prompt, " ".join(map(plain, facts)), LOOKUP, only_after="is")
+
+
+def make_exams(
+    world: World, count: int, seed: str, most: int = 4, as_kv: float = AS_KV
+) -> Iterator[TrainingExample]:
+    """Some articles, some logs as text or KV, and several questions, one behind the other.
+
+    A search mostly brings the article that helps, and then the question is asked again: one
+    context holds as many replies as a dozen prompts of the loop.
+
+    most: how many articles, and how many logs. as_kv: the share whose logs enter as KV.
+    """
+    rng = random.Random(f"exams {seed} {world.seed}")
+    own, library = entities(world), Library(world)
+    both = [a for a in own if any(fact.noun == "name" for fact in a.facts)] or own
+    for _ in range(count):
+        articles = [rng.choice(rng.choice((own, both))) for _ in range(rng.randint(1, most))]
+        kv = rng.random() < as_kv
+        notes, told = draw_logs(rng, world, rng.sample(own, rng.randint(0, most)), kv)
+        known = Knowledge()
+        known.add([*told, *(fact for article in articles for fact in article.facts)])
+        by_logs = [(fact.noun, fact.subject) for fact in told] or [*known.facts]
+        first, turns = "", []
+        for _ in range(QUESTIONS):
+            noun, name = rng.choice(rng.choice((starts(known), by_logs, list(known.facts))))
+            chain = draw_chain(rng, world, noun, name)
+            first = first or chain.text
+            turns += answer(rng, library, known, chain)
+        (_, reply), *then = turns
+        prompt = replace(prompts.qa_prompt(first, as_documents(articles)), notes=notes)
+        yield TrainingExample(prompt, reply, EXAM, then=tuple(then))
+
+
+def starts(known: Knowledge) -> list[tuple[str, str]]:
+    """Facts that lead to something of which two names are known; all if there are none."""
+    two = {second for _, second in known.names}
+    return [key for key, object in known.facts.items() if object in two] or [*known.facts]
+
+
+class Library:
+    """A world's articles by what they tell."""
+
+    def __init__(self, world: World):
+        self.articles = world.articles
+        self.told = {(fact.noun, fact.subject): a for a in world.articles for fact in a.facts}
+
+    def found_by(self, query: str) -> Article | None:
+        """The article that a search is for: of the subject, or one that tells its first name."""
+        name, first, noun = ASKED.fullmatch(query).groups()
+        return self.told.get((noun, first or name)) or self.told.get(("name", name))
+
+
+def draw_chain(rng: random.Random, world: World, noun: str, name: str) -> Chain:
+    """A question that begins with a fact, at times by the other name of its subject."""
+    first = first_name(world, noun, name)
+    if rng.random() < NAMED_BOTH and RELATIONS[noun].subject in WITH_SECOND:
+        name = world.second.get(first, name)
+    nouns = [noun]
+    for _ in range(rng.randrange(4)):
+        kind = RELATIONS[nouns[-1]].object
+        choices = [n for n, r in RELATIONS.items() if r.subject == kind and n not in nouns]
+        nouns += [rng.choice(choices)] if choices else []
+    said = name != first and rng.random() < NAMED_BOTH
+    return Chain(name, tuple(nouns), first if said else "")
+
+
+def answer(
+    rng: random.Random, library: Library, known: Knowledge, chain: Chain
+) -> Iterator[tuple[str, str]]:
+    """The turns of one question: it is asked again behind an article as long as a reply searches."""
+    if chain.first:
+        known.add([Fact("name", chain.start, chain.first, chain.kind)])
+    asked = prompts.QA_PREFILL.format(question=chain.text)
+    found, replies, queries = "", [], ["", chain.text]
+    while True:
+        replies.append(follow(known, *rest_of(chain, replies)).reply(queries[-2]))
+        yield f"\n\n{found}{asked}", replies[-1]
+        action = parse(replies[-1], "keywords")
+        if not isinstance(action, Search) or len(replies) == MOST_TURNS:
+            return
+        queries.append(action.query)
+        helps = library.found_by(action.query) if rng.random() < FOUND else None
+        article = helps or rng.choice(library.articles)
+        known.add(article.facts)
+        found = f"[1] {article.title}\n{article.content}\n\n"
+
+
+def entities(world: World) -> list[Article]:
+    """The articles that are about something, and not about a name only."""
+    return [article for article in world.articles if plain_facts(article)]
+
+
+def as_documents(articles: Sequence[Article]) -> list[Document]:
+    return [Document(a.id, a.title, a.content) for a in articles]
+
+
+def plain_facts(article: Article) -> list[Fact]:
+    return [fact for fact in article.facts if fact.noun != "name"]
 
 
 def plain(fact: Fact) -> str:
     return PLAIN.format(noun=fact.noun, s=fact.subject, o=fact.object)
 
 
-def make_drills(
-    world: World, count: int, seed: str, formats: Sequence[Format] = FORMATS
-) -> Iterator[TrainingExample]:
-    """Short examples in every format, made without retrieval: what a training starts with.
-
-    A chain of one to three hops; the articles of some of its facts, and a log that knows more.
-    """
-    rng = random.Random(f"drills {seed} {world.seed}")
-    gold = GoldAgent(world)
-    articles = {(f.noun, f.subject): a for a in world.articles for f in a.facts}
-    weights = [format.share for format in formats]
-    while count:
-        chain = draw_chain(rng, world, rng.choice((1, 1, 2, 2, 3)))
-        if chain is None:
-            continue
-        count -= 1
-        format = rng.choices(formats, weights)[0]
-        prompt = drill(rng, world, chain, format, articles)
-        yield TrainingExample(prompt, gold.reply(prompt, chain), format)
+def draw_logs(
+    rng: random.Random, world: World, articles: Sequence[Article], kv: bool
+) -> tuple[tuple[Note, ...], list[Fact]]:
+    """A log that a fact of each article has led to, and what these logs tell."""
+    logs = [a_log(rng, world, rng.choice(plain_facts(article)), kv) for article in articles]
+    return tuple(note for note, _ in logs), [fact for _, facts in logs for fact in facts]
 
 
-def drill(rng: random.Random, world: World, chain: Chain, format: Format, articles: dict) -> Prompt:
-    """A prompt with few documents and few logs."""
-    keys = keys_of(world, chain)
-    mode = MODES[format.mode]
-    chosen = [] if mode.keep is None else rng.sample(keys, min(2, len(keys)))
-    logs = [a_log(rng, world, *key) for key in chosen]
-    prompt = asked(rng, world, chain, format, articles)
-    if mode.enters == "sheet":
-        pairs = [(log.question, log.replies[-1]) for log in logs]
-        ask = prompts.curator_prompt(chain.text, pairs)
-        if rng.random() < SHEETS_WRITTEN:
-            return ask
-        notes = [Note("sheet", write_sheet(ask.user) + BLANK)]
-        return prompts.with_notes(prompt, notes, format.layout, prompts.SHEET_HEADER)
-    kv = mode.enters == "kv"
-    notes = [Note(log.id, mode.keep(log), mode.after(log) if kv else "", kv) for log in logs]
-    return prompts.with_notes(prompt, notes, format.layout, prompts.LOGS_HEADER)
+def a_log(rng: random.Random, world: World, led: Fact, kv: bool) -> tuple[Note, list[Fact]]:
+    """A log that a fact has led to, and what it tells: as text its own last fact only."""
+    kind = RELATIONS[led.noun].object
+    nouns = [noun for noun, relation in RELATIONS.items() if relation.subject == kind]
+    if not nouns:
+        return Note(led.subject, told([led], led.subject, led.noun), "", kv), [led]
+    noun = rng.choice(nouns)
+    last = Fact(noun, led.object, rng.choice(world.names[RELATIONS[noun].object]))
+    keep = told([last], last.subject, noun)
+    if not kv:
+        return Note(led.subject, keep), [last]
+    kind = RELATIONS[led.noun].subject
+    second = world.second.get(led.subject, "") if kind in WITH_SECOND else ""
+    names = [Fact("name", second, led.subject, kind)] if second else []
+    after = told([*names, led], second or led.subject, led.noun, noun)
+    carried = [replace(led, subject=name) for name in (led.subject, second) if name]
+    return Note(led.subject, keep, after, kv), [*carried, last]
 
 
-def asked(rng: random.Random, world: World, chain: Chain, format: Format, articles: dict) -> Prompt:
-    """The question with the articles of some of its facts and another, or with none."""
-    if SOLVERS[format.solver].documents_from == "none":
-        return prompts.direct_prompt(chain.text)
-    keys = keys_of(world, chain)
-    num_told = max(rng.randint(0, len(keys)), rng.randint(0, len(keys)))
-    told = needed(world, articles, keys[:num_told]) + rng.sample(world.articles, 1)
-    rng.shuffle(told)
-    documents = [Document(a.id, a.title, a.content) for a in dict.fromkeys(told)]
-    prompt = prompts.qa_prompt(chain.text, documents)
-    return prompts.folded(prompt) if format.prefill == "folded" else prompt
-
-
-def needed(world: World, articles: dict, keys: Sequence[tuple[str, str]]) -> list:
-    """The articles that state these facts, those that explain a second name included."""
-    found = []
-    for key in keys:
-        found.append(articles[key])
-        mention = world.mentions[key]
-        if mention in world.aliases:
-            found.append(articles["name", mention])
-    return found
-
-
-def a_log(rng: random.Random, world: World, noun: str, name: str) -> Log:
-    """A log of a question that needs this fact first, solved in one step per hop."""
-    word = RELATIONS[noun].subject
-    chain = None
-    while chain is None or chain.nouns[0] != noun:
-        chain = walk(rng, world, word, name, rng.choice((1, 1, 2)))
-    return log_of(world, chain)
+def told(facts: Sequence[Fact], start: str, *nouns: str) -> str:
+    """What a reply says that follows relations through no more than these facts."""
+    known = Knowledge()
+    known.add(facts)
+    return follow(known, start, nouns).reply("") + BLANK
 
 
 def log_of(world: World, chain: Chain) -> Log:
     """The log of a question that was solved in one step per hop."""
     known, replies = Knowledge(), []
-    steps = [(key, world.mentions[key]) for key in keys_of(world, chain)]
-    for (noun, subject), mention in steps:
-        known.facts[noun, subject] = mention
-        if mention in world.aliases:
-            known.names[mention] = world.aliases[mention]
-        path = follow(known, chain)
-        replies.append(" ".join([*path.sentences, path.action]))
-    return Log(f"{chain.start} {noun}", chain.text, tuple(replies))
+    if chain.first:
+        known.names[chain.kind, chain.start] = chain.first
+    name = chain.start
+    for noun, own in keys_of(world, chain):
+        mention, _ = world.mentions[noun, own]
+        if name != own:
+            known.names[chain.kind if name == chain.start else "", name] = own
+        known.facts[noun, own] = name = mention
+        replies.append(follow(known, *rest_of(chain, replies)).reply(""))
+    return Log(f"{chain.start} {chain.nouns[0]}", chain.text, tuple(replies))

@@ -17,7 +17,20 @@ import numpy as np
 from lag import prompts
 from lag.agent.agent import LoopSettings
 from lag.agent.react import solve
-from lag.miniwiki.world import PLAIN, Chain, Fact, World
+from lag.logs import playbook
+from lag.logs.controls import random_logs, retrieved
+from lag.miniwiki.world import (
+    NAMES,
+    PLAIN,
+    RELATIONS,
+    TRAINING_NAMES,
+    TRAINING_SEEDS,
+    Chain,
+    Fact,
+    World,
+    called,
+    way,
+)
 from lag.modes import BLANK, MODES
 from lag.prompts import Note, Prompt
 from lag.records import Document, Hit, Log, Question, Ranking, Reply, Trace
@@ -27,85 +40,107 @@ from lag.tasks import TASKS, load_qa
 from lag.train.examples import Format, TrainingExample
 
 UNKNOWN = "unknown"
-NO_FACTS = "Nothing."  # a sheet of a reply that found nothing
-STEPS = 5  # an example may be one step longer than the data set allows
-STATED = re.compile(r"The (\w+) of (\w+) is (that of )?(\w+)\.")
+NO_FACTS = "Nothing."  # a sheet of replies that found nothing
+MOST_STEPS = 9  # an example may be one step longer than the data set allows
+MOST_ON_SHEET = 8  # facts
+EDITS = 2  # of a playbook at a time
+WRONG = 0.1  # of the logs: one of their facts has another object
+STRANGE = 0.15  # of the questions with logs: theirs are drawn at random
+FEW_LOGS = 0.5  # of the questions: a query adds one log, else as many as usual
+STATED = re.compile(r"(?:(\w+) alias )?(\w+)'s (\w+) is (\w+)\.")
+SAID = re.compile(r"^Query: (.*)\nReply: (.*)$", re.M)
+ANSWERED = re.compile(r"\s*<ans>(\w+)</ans>")
 Embed = Callable[[str], np.ndarray]  # text -> unit vector (E,)
-ANSWERED = re.compile(r"\s*<ans>")
 
 
 # fmt: off
 FORMATS = (
-    Format("base",                   "paper",        5),
-    Format("log_text",               "paper",        2),
-    Format("log_text",               "system-first", 1),
-    Format("log_text",               "user",         1),
+    Format("base",                   "paper",        4),
+    Format("base",                   "user",         0.7, prefill="folded"),
+    Format("log_text",               "paper",        4.5),
+    Format("log_text",               "system-first", 0.7),
+    Format("log_text",               "user",         0.7),
+    Format("log_text",               "user",         0.5, prefill="folded"),
     Format("log_text_all",           "paper",        1),
-    Format("log_text_all",           "system-first", 0.5),
-    Format("log_text_all",           "user",         0.5),
-    Format("log_kv",                 "paper",        3),
-    Format("log_kv",                 "system-first", 1),
-    Format("log_kv_all",             "paper",        1),
-    Format("log_kv_all",             "system-first", 0.5),
-    Format("log_kv_last_action",     "paper",        3),
-    Format("log_kv_last_action",     "system-first", 1),
-    Format("log_kv_last_as_context", "paper",        1),
-    Format("log_kv_last_as_context", "system-first", 0.5),
-    Format("log_cheatsheet",         "paper",        1),
-    Format("log_cheatsheet",         "user",         0.5),
-    Format("base",                   "user",         1,   prefill="folded"),
-    Format("log_text",               "user",         1,   prefill="folded"),
-    Format("log_text_all",           "user",         0.5, prefill="folded"),
-    Format("log_cheatsheet",         "user",         0.5, prefill="folded"),
-    Format("base",                   "paper",        0.4, steps=2),
-    Format("log_kv",                 "paper",        0.4, steps=2),
-    Format("base",                   "paper",        0.2, "direct"),
-    Format("log_text",               "paper",        0.4, "direct"),
-    Format("log_kv",                 "paper",        0.4, "direct"),
-    Format("base",                   "paper",        0.5, "icl"),
-    Format("log_text",               "paper",        0.5, "icl"),
-    Format("log_kv",                 "paper",        0.5, "icl"),
-    Format("base",                   "paper",        0.5, "rag"),
-    Format("log_text",               "paper",        0.5, "rag"),
-    Format("log_kv",                 "paper",        0.5, "rag"),
+    Format("log_text_all",           "system-first", 0.3),
+    Format("log_text_all",           "user",         0.3),
+    Format("log_text_all",           "user",         0.3, prefill="folded"),
+    Format("log_kv",                 "paper",        4.5),
+    Format("log_kv",                 "system-first", 0.7),
+    Format("log_kv_all",             "paper",        0.7),
+    Format("log_kv_all",             "system-first", 0.2),
+    Format("log_kv_last_action",     "paper",        0.8),
+    Format("log_kv_last_action",     "system-first", 0.2),
+    Format("log_kv_last_as_context", "paper",        0.5),
+    Format("log_kv_last_as_context", "system-first", 0.2),
+    Format("log_cheatsheet",         "paper",        0.8),
+    Format("log_cheatsheet",         "paper",        0.4, carried=True),
+    Format("log_cheatsheet",         "user",         0.3),
+    Format("log_cheatsheet",         "user",         0.2, prefill="folded"),
+    Format("log_playbook",           "paper",        0.4, carried=True),
+    Format("base",                   "paper",        0.1, "direct"),
+    Format("log_text",               "paper",        0.3, "direct"),
+    Format("log_kv",                 "paper",        0.3, "direct"),
+    Format("base",                   "paper",        0.3, "icl"),
+    Format("log_text",               "paper",        0.3, "icl"),
+    Format("log_kv",                 "paper",        0.3, "icl"),
+    Format("base",                   "paper",        0.3, "rag"),
+    Format("log_text",               "paper",        0.3, "rag"),
+    Format("log_kv",                 "paper",        0.3, "rag"),
 )
 # fmt: on
 
 
 @dataclass(slots=True)
 class Knowledge:
-    """What a prompt says: facts by (noun, subject), and second names."""
+    """What a prompt says: facts by (noun, subject), and first names by (kind, second name).
+
+    An article that explains a second name does not tell the kind: "" stands for any.
+    """
 
     facts: dict[tuple[str, str], str] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
+    names: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def add(self, facts: Sequence[Fact]) -> None:
         for fact in facts:
             if fact.noun == "name":
-                self.names[fact.subject] = fact.object
+                self.names.setdefault((fact.kind, fact.subject), fact.object)
             else:
                 self.facts.setdefault((fact.noun, fact.subject), fact.object)
+
+    def first(self, noun: str, name: str) -> str:
+        """The first name of what is called so and has such a relation, if it is known."""
+        kind = RELATIONS[noun].subject
+        return self.names.get((kind, name)) or self.names.get(("", name), "")
 
 
 @lru_cache(maxsize=100_000)
 def stated(text: str) -> tuple[Fact, ...]:
-    """The facts that a reply states in so many words."""
-    return tuple(
-        Fact("name" if same else noun, subject, object)
-        for noun, subject, same, object in STATED.findall(text)
-        if object != UNKNOWN
-    )
+    """The facts that a reply states in so many words: of two names, of each, and that they are one's."""
+    facts: list[Fact] = []
+    for second, name, noun, object in STATED.findall(text):
+        if second and noun in RELATIONS:
+            facts.append(Fact("name", second, name, RELATIONS[noun].subject))
+        if object != UNKNOWN and noun in RELATIONS:
+            facts += [Fact(noun, one, object) for one in (name, second) if one]
+    return tuple(facts)
 
 
 def carried(note: Note) -> tuple[Fact, ...]:
-    """The facts that a note can carry: what its words state.
+    """The facts that a note can carry: what its words state, and where KV what leads to them.
 
-    An answer alone carries the fact it was encoded after, and nothing of a search that failed.
+    The words of a log's last response begin with a name that an earlier response has found: as KV
+    it carries how. An answer alone carries the fact that it was encoded after. Nothing of a search
+    that failed, and nothing of a context that led to something else.
     """
     facts = stated(note.keep)
-    if not facts and ANSWERED.match(note.keep):
-        return stated(note.after)[-1:]
-    return facts
+    hidden = stated(note.after)
+    if not facts:
+        answered = ANSWERED.match(note.keep)
+        last = [fact for fact in hidden if fact.noun == hidden[-1].noun][-2:]
+        return tuple(fact for fact in last if answered and fact.object == answered[1])
+    found = [fact for fact in hidden if fact.noun != "name" and fact.object == facts[0].subject]
+    return (*facts, *(fact for fact in found if fact.noun == found[-1].noun))
 
 
 class GoldAgent:
@@ -123,24 +158,36 @@ class GoldAgent:
         return True
 
     def read(self, prompt: Prompt) -> Knowledge:
-        """All facts in a prompt's documents, notes, sheet and log block."""
+        """All facts in a prompt's earlier steps, documents, logs and sheet; what comes first holds."""
         known = Knowledge()
         rules = prompts.DIRECT_RULES if is_direct(prompt) else prompts.QA_RULES
         before, _, after = prompt.user.partition(rules)
-        known.add(stated(before))
+        logs, _, steps = before.partition(prompts.STEPS_HEADER)
+        known.add(stated(steps))
         for block in after.split(BLANK):
             known.add(self.by_content.get(block.partition("\n")[2], ()))
-        for note in prompt.notes:
+        for note in reversed(prompt.notes):
             known.add(carried(note))
+        known.add(stated(logs))
         return known
 
     def reply(self, prompt: Prompt, chain: Chain) -> str:
-        """Facts along the chain as far as they are known, then an answer or a search."""
+        """Facts along the chain from where the last step stopped, then an answer or a search."""
         if prompt.user.startswith(prompts.CURATOR_RULES):
             return f"<cheatsheet>{write_sheet(prompt.user)}</cheatsheet>"
-        path = follow(self.read(prompt), chain)
-        failed = is_direct(prompt) and not ANSWERED.match(path.action)
-        return " ".join([*path.sentences, f"<ans>{UNKNOWN}</ans>" if failed else path.action])
+        if prompt.user.startswith(playbook.EDITOR_RULES):
+            return write_edits(prompt.user)
+        said = SAID.findall(prompt.user.partition(prompts.QA_RULES)[0])
+        known = self.read(prompt)
+        if chain.first:
+            known.add([Fact("name", chain.start, chain.first, chain.kind)])
+        path = follow(known, *rest_of(chain, [reply for _, reply in said]))
+        if path.query and is_direct(prompt):
+            return " ".join([*path.lines, UNANSWERED])
+        return path.reply(said[-1][0] if said else "")
+
+
+UNANSWERED = f"<ans>{UNKNOWN}</ans>"
 
 
 def is_direct(prompt: Prompt) -> bool:
@@ -148,34 +195,80 @@ def is_direct(prompt: Prompt) -> bool:
     return prompts.DIRECT_RULES in prompt.user
 
 
+def told_by(user: str) -> list[str]:
+    """The facts that the replies in a curator's prompt state, the most related last, as sentences."""
+    replies = re.findall(r"^Reply: (.*)$", user, re.M)
+    found = [m[0] for reply in replies for m in STATED.finditer(reply) if m[4] != UNKNOWN]
+    return list(dict.fromkeys(reversed(found)))[::-1]
+
+
 def write_sheet(user: str) -> str:
-    """What the most related reply states; it stands last."""
-    reply = user.rpartition("Reply: ")[2].partition("\n")[0]
-    return " ".join(match[0] for match in STATED.finditer(reply) if match[4] != UNKNOWN) or NO_FACTS
+    """What the sheet so far and the replies state, as much as there is room for."""
+    before = user.partition("The cheatsheet so far:\n")[2].partition(BLANK)[0]
+    new = told_by(user)
+    old = [match[0] for match in STATED.finditer(before) if match[0] not in new]
+    return " ".join([*old, *new][-MOST_ON_SHEET:]) or NO_FACTS
+
+
+def write_edits(user: str) -> str:
+    """Add what the most related replies state and no entry does."""
+    entries = user.partition("The entries:\n")[2].partition(BLANK)[0]
+    new = [sentence for sentence in told_by(user) if sentence not in entries][-EDITS:]
+    return "".join(f"<add>{sentence}</add>" for sentence in new) or "<keep></keep>"
+
+
+def rest_of(chain: Chain, replies: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Where earlier replies have led along a chain: a name, and the relations still to follow."""
+    known = Knowledge()
+    known.add([fact for reply in replies for fact in stated(reply)])
+    name, nouns = chain.start, chain.nouns
+    while nouns and (nouns[0], name) in known.facts:
+        name, nouns = known.facts[nouns[0], name], nouns[1:]
+    return name, nouns
 
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """How far a chain can be followed: sentences, then the tag that ends the reply."""
+    """How far a chain can be followed: facts as sentences, and what to ask for next if it does not end.
+
+    lines: each sentence behind what is left of the question there, by both names if they are known,
+        so that what comes next always stands in the line before. query: as it is asked first, and `again`, in other words.
+    """
 
     sentences: tuple[str, ...]
-    action: str
+    lines: tuple[str, ...]
+    query: str = ""
+    again: str = ""
+
+    def reply(self, last: str) -> str:
+        """The lines, and what is asked for next; last: the query before the one that has failed.
+
+        Each wording is asked twice, as a query that is asked again digs deeper.
+        """
+        if not self.query:
+            return " ".join(self.lines)
+        query = self.again if last == self.query else self.query
+        ending = UNANSWERED if last == self.again else f"<keywords>{query}</keywords>"
+        return " ".join([*self.lines, ending])
 
 
-def follow(known: Knowledge, chain: Chain) -> Followed:
-    """Follow a chain through what is known."""
-    name, sentences = chain.start, []
-    for noun in chain.nouns:
-        if (noun, name) not in known.facts and name in known.names:
-            other = known.names[name]
-            sentences.append(PLAIN.format(noun=noun, s=name, o=f"that of {other}"))
-            name = other
-        found = known.facts.get((noun, name), UNKNOWN)
-        sentences.append(PLAIN.format(noun=noun, s=name, o=found))
-        if found == UNKNOWN:
-            return Followed(tuple(sentences), f"<keywords>the {noun} of {name}</keywords>")
+def follow(known: Knowledge, name: str, nouns: Sequence[str]) -> Followed:
+    """Follow relations from a name through what is known."""
+    sentences: list[str] = []
+    lines: list[str] = []
+
+    for place, noun in enumerate(nouns):
+        first = known.first(noun, name)
+        found = known.facts.get((noun, first or name)) or known.facts.get((noun, name))
+        asked = called(name, first)
+        sentences.append(PLAIN.format(noun=noun, s=asked, o=found or UNKNOWN))
+        lines.append(f"{way(asked, nouns[place:])}: {sentences[-1]}")
+        if found is None:
+            kind = RELATIONS[noun].subject
+            forms = f"{asked}'s {noun}", f"the {kind} {asked}'s {noun}"
+            return Followed(tuple(sentences), tuple(lines), *forms)
         name = found
-    return Followed(tuple(sentences), f"<ans>{name}</ans>")
+    return Followed(tuple(sentences), (*lines, f"<ans>{name}</ans>"))
 
 
 class WordRanking:
@@ -211,7 +304,8 @@ class RolloutModel:
 
     def agent(self, format: Format, **logs) -> LoopSettings:
         """An agent of a format, with its solver's limits; without logs if its mode uses none."""
-        task, solver, mode = TASKS["musique"], SOLVERS[format.solver], MODES[format.mode]
+        task, solver, mode = TASKS["miniwiki"], SOLVERS[format.solver], MODES[format.mode]
+        usual = limits(solver, task)
         return LoopSettings(
             task,
             mode,
@@ -219,11 +313,12 @@ class RolloutModel:
             self.documents,
             self.docs if solver.documents_from == "searched" else None,
             documents_from=solver.documents_from,
-            max_steps=solver.max_steps or STEPS,
-            num_docs=limits(solver, task)["num_docs"],
-            trace_steps=format.steps,
+            max_steps=solver.max_steps or MOST_STEPS,
+            num_docs=usual["num_docs"],
+            trace_steps=usual["trace_steps"],
             prefill=format.prefill,
             layout=format.layout,
+            carried=format.carried,
             **(logs if mode.keep else {}),
         )
 
@@ -242,6 +337,16 @@ class RolloutModel:
         return trace, said
 
 
+def spoiled(log: Log, rng: random.Random, names: Sequence[str]) -> Log:
+    """A log one of whose facts has another object, in all of its replies."""
+    facts = [fact for reply in log.replies for fact in stated(reply)]
+    if not facts:
+        return log
+    wrong, right = rng.choice(names), rng.choice(facts).object
+    replies = tuple(re.sub(rf"\b{right}\b", wrong, reply) for reply in log.replies)
+    return Log(log.id, log.question, replies)
+
+
 def make_examples(
     world: World, embed: Embed, formats: Sequence[Format] = FORMATS
 ) -> Iterator[TrainingExample]:
@@ -257,12 +362,20 @@ def make_examples(
     store = {}
     for question in map(load_qa, world.train):
         trace, said = model.rollout(question, model.agent(base))
-        store[question.id] = Log.of(trace)
+        log = Log.of(trace)
+        names = NAMES if world.seed < TRAINING_SEEDS else TRAINING_NAMES
+        store[question.id] = spoiled(log, rng, names) if rng.random() < WRONG else log
         if rng.random() < share * 2:
             yield from (TrainingExample(*pair, base) for pair in said)
     ranking = WordRanking(list(store), [log.key for log in store.values()], embed)
+    living = {f: model.agent(f, store=store, logs=ranking) for f in others if f.carried}
+    strange = random_logs(list(store), world.seed)
     for question in map(load_qa, [*world.train, *world.test]):
         format = rng.choices(others, [f.share for f in others])[0]
         logs = dict(store=store, logs=ranking, exclude_self=rng.random() < 0.7)
-        agent = model.agent(format, **logs)
-        yield from (TrainingExample(*pair, format) for pair in model.rollout(question, agent)[1])
+        agent = living.get(format) or model.agent(format, **logs)
+        agent.num_logs = 1 if rng.random() < FEW_LOGS else TASKS["miniwiki"].num_logs
+        agent.control = strange if rng.random() < STRANGE else retrieved
+        trace, said = model.rollout(question, agent)
+        agent.sheet = playbook.sheet_after(agent.mode, trace) or agent.sheet
+        yield from (TrainingExample(*pair, format) for pair in said)

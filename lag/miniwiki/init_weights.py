@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lag.miniwiki.tokenizer import MAX_LENGTH, vocabulary
-from lag.miniwiki.world import NAMES
+from lag.miniwiki.world import NAMES, TRAINING_NAMES
 
 HEAD_WIDTH = 64  # with 32, one head cannot tell a thousand names apart
 THETA = 1e7  # so that most pairs of a head turn too slowly to blur a match far away
@@ -56,9 +56,18 @@ def make_model(seed: int, width: int = 128, heads: int = 4, layers: int = 4) -> 
     with torch.no_grad():
         wire(model)
     learned = torch.ones(len(vocab), 1)
-    learned[[vocab[name] for name in NAMES]] = 0
+    learned[[vocab[name] for name in (*NAMES, *TRAINING_NAMES)]] = 0
     vectors.register_hook(lambda gradient: gradient * learned)
     return model
+
+
+def draw_names(model: LlamaForCausalLM, seed: int) -> None:
+    """Give the names of training worlds other vectors, of the kind that they began with."""
+    vectors, vocab = model.model.embed_tokens.weight, vocabulary()
+    ids, width = [vocab[name] for name in TRAINING_NAMES], vectors.shape[1]
+    drawn = torch.randn(len(ids), width - 1, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        vectors[ids, 1:] = drawn * width**-0.5
 
 
 def wire(model: LlamaForCausalLM) -> None:

@@ -88,8 +88,9 @@ def train_language_model(recipe: Recipe, weights: np.ndarray, work: Path) -> Tra
     training.resume()
     held_out = encode_examples(validation_examples(recipe, weights, 10), make_tokenizer())
     group = training.progress.group
-    whole = recipe.tokens + recipe.annealing
-    with tqdm(total=whole, initial=training.progress.tokens, unit="tok", unit_scale=True) as bar:
+    with tqdm(
+        total=recipe.ends[-1], initial=training.progress.tokens, unit="tok", unit_scale=True
+    ) as bar:
         for tokens in training.run():
             bar.update(tokens)
             bar.set_postfix_str(f"loss {training.loss:.3f}", refresh=False)

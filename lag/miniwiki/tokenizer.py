@@ -10,8 +10,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lag import prompts
+from lag.logs import playbook
 from lag.miniwiki.gold_agent import UNKNOWN
-from lag.miniwiki.world import KINDS, NAMES, RELATIONS, SECOND_NAMES
+from lag.miniwiki.world import KINDS, NAMES, RELATIONS, SECOND_NAMES, TRAINING_NAMES
 
 MAX_LENGTH = 4096
 SPECIALS = ["<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "[UNK]"]
@@ -21,8 +22,14 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-TAGS = [f"<{slash}{tag}>" for tag in ("ans", "keywords", "cheatsheet") for slash in ("", "/")]
-LABELS = ["Documents:", "Question:", "New question:", "Query:", "Reply:", "Facts:"]
+TAGS = [
+    f"<{slash}{tag}>" for tag in ("ans", "keywords", "cheatsheet", "add") for slash in ("", "/")
+]
+LABELS = ["Documents:", "Question:", "New question:", "Query:", "Reply:", "Facts:", "The entries:"]
+PLAYBOOK = [
+    *("<keep></keep>", "No entries yet.", "[p", playbook.EDITOR_RULES),
+    *playbook.HEADING.split("[p{last}]"),
+]
 ASKED = ["Who is", "What is"]
 SHEET_LABEL = "The cheatsheet so far:"
 MOST_NUMBERED = 40  # documents whose number in a prompt is one token
@@ -32,12 +39,14 @@ def phrases() -> list[str]:
     """Text that is one token although it has several words."""
     rules = [prompts.SYSTEM, prompts.QA_RULES, prompts.DIRECT_RULES, prompts.CURATOR_RULES]
     headers = [prompts.LOGS_HEADER, prompts.SHEET_HEADER, prompts.STEPS_HEADER, SHEET_LABEL]
-    nouns = [f"{the} {noun} of" for noun in RELATIONS for the in ("The", "the")]
+    nouns = [f"'s {noun}" for noun in RELATIONS]
     verbs = [between(w) for relation in RELATIONS.values() for w in relation.wordings]
-    kinds = [text for kind in KINDS for text in (f"is a {kind}.", f"({kind})")]
-    seconds = [*(between(wording) for wording in SECOND_NAMES), "that of"]
+    kinds = [text for kind in KINDS for text in (f"is a {kind}.", f"({kind})", f"the {kind}")]
+    seconds = [*(between(wording) for wording in SECOND_NAMES), "alias"]
+    formers = ["and is now", ", no longer"]
     numbers = [f"[{n}]" for n in range(1, MOST_NUMBERED + 1)]
-    return [*rules, *headers, *LABELS, *ASKED, *TAGS, *nouns, *verbs, *kinds, *seconds, *numbers]
+    fixed = [*rules, *headers, *LABELS, *ASKED, *TAGS, *map(str.strip, PLAYBOOK)]
+    return [*fixed, *nouns, *verbs, *kinds, *seconds, *formers, *numbers]
 
 
 def between(wording: str) -> str:
@@ -54,10 +63,10 @@ def pattern() -> str:
 
 def vocabulary() -> dict[str, int]:
     """Special tokens, phrases, names, the few single words, and letters for the rest."""
-    words = ["is", UNKNOWN, "Nothing", "\n\n", "\n", *KINDS, *(word for word in RELATIONS)]
+    words = ["is", "was", UNKNOWN, "Nothing", "\n\n", "\n", *KINDS, *RELATIONS]
     letters = [chr(code) for code in range(33, 127)]
     spelled = [*letters, *(f"##{letter}" for letter in letters)]
-    tokens = [*SPECIALS, *phrases(), *words, *NAMES, *spelled]
+    tokens = [*SPECIALS, *phrases(), *words, *NAMES, *TRAINING_NAMES, *spelled]
     return {token: id for id, token in enumerate(dict.fromkeys(tokens))}
 
 
@@ -71,7 +80,7 @@ def word_pieces() -> Tokenizer:
         [
             decoders.WordPiece(prefix="##", cleanup=False),
             decoders.Fuse(),
-            decoders.Replace(Regex(r" (?=[.,:;?!)\n]|</)"), ""),
+            decoders.Replace(Regex(r" (?=[.,:;?!)\n]|'s |</)"), ""),
             decoders.Replace(Regex(r"(?<=[>(\n]) "), ""),
         ]
     )

@@ -303,7 +303,7 @@ class RunConfig:
     temperature: float = row("the loop", "0 takes the likeliest token", real(0), "T", 0.0, named="temperature{}")
     samples: int = row("the loop", "rows per question, each drawn anew at --temperature", number(1), "K", 1, named="samples{}")
     seed: int = row("the loop", "seed of everything that is drawn", int, "N", 1234, named="seed{}", compared=False)
-    trace_steps: int = row("the loop", "show the last N queries and replies of the question in its prompt", number(0), "N", 0, named="earlier{}", unread=by_showing_steps)
+    trace_steps: int = row("the loop", "show the last N queries and replies of the question in its prompt", number(0), "N", usual="the data set's: miniwiki 8, else 0", settled=lambda c: c.limits["trace_steps"], named="earlier{}", unread=by_showing_steps)
     trace_tokens: int = row("the loop", "at most so many tokens of them, whole steps only; 0: what fits", number(0), "N", 0, named="earlier-tokens{}", unread=by_shown_steps)
     format_retries: int = row("the loop", "ask again, with a reminder of the format, up to N times where a reply holds no answer and no query", number(0), "N", 0, named="retries{}")
     answer_fallback: bool = row("the loop", "take 'The answer is: X' as an answer where a reply holds no tag; the summary says how often", named="answer-fallback")

@@ -53,11 +53,15 @@ def lay_out(example: TrainingExample, chat: Chat, end: int) -> MaskedExample:
         for offset, id in enumerate((*after, *keep), -len(after)):
             rows.append((id, place + offset, block, offset < 0, read))
         place += len(keep)
-    reply = (*chat.content_ids(example.reply), *([end] if example.ended else []))
-    rows += [(id, place + n, 0, False, True) for n, id in enumerate((*pieces.tail, *reply))]
+    trained = [False] * (len(rows) + len(pieces.tail))
+    said = list(pieces.tail)
+    for given, reply in (("", example.reply), *example.then):
+        shown = chat.content_ids(given)
+        answer = (*chat.content_ids(reply), *([end] if example.ended else []))
+        said += [*shown, *answer]
+        trained += [False] * len(shown) + [True] * len(answer)
+    rows += [(id, place + n, 0, False, True) for n, id in enumerate(said)]
     ids, positions, blocks, hidden, read = map(list, zip(*rows))
-    start = len(rows) - len(reply)
-    trained = [place >= start for place in range(len(rows))]
     if example.only_after:
         (before,) = chat.content_ids(example.only_after)
         trained = [now and ids[place - 1] == before for place, now in enumerate(trained)]

@@ -10,7 +10,7 @@ class Format:
     """One way in which a question reaches the model.
 
     share: how often a curriculum draws it, relative to the others.
-    steps: how many earlier steps its prompts show (`--trace-steps`).
+    carried: whether its sheet lives on from one question to the next (`--sheet carried`).
     """
 
     mode: str
@@ -18,13 +18,13 @@ class Format:
     share: float = 1.0
     solver: str = "react"
     prefill: str = "turn"
-    steps: int = 0
+    carried: bool = False
 
     @property
     def name(self) -> str:
         more = [self.solver] if self.solver != "react" else []
         more += [self.prefill] if self.prefill != "turn" else []
-        more += [f"{self.steps} steps"] if self.steps else []
+        more += ["carried"] if self.carried else []
         return "/".join([self.mode, self.layout, *more])
 
 
@@ -34,12 +34,14 @@ class TrainingExample:
 
     only_after: a word of one token; only what follows it in the reply is a target. Empty: the
         whole reply is.
-    weight: what its loss is multiplied by. ended: whether the reply ends its turn, and was not cut.
+    then: what follows the reply, in turn: text that is given and no target, and the reply to it.
+    weight: what its loss is multiplied by. ended: whether a reply ends its turn, and was not cut.
     """
 
     prompt: Prompt
     reply: str
     format: Format
     only_after: str = ""
+    then: tuple[tuple[str, str], ...] = ()
     weight: float = 1.0
     ended: bool = True

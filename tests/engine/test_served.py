@@ -88,9 +88,7 @@ def body(llm, store, prompt, **more):
 
 def prompt_of(llm, store, key, *notes):
     """A prompt whose logs, of (hidden, kept) words, have their KV in the store."""
-    asked = qa_prompt(
-        "Who is the founder of Alrik?", [Document("a", "Alrik", "Alrik is a company.")]
-    )
+    asked = qa_prompt("Who is Alrik's founder?", [Document("a", "Alrik", "Alrik is a company.")])
     found = tuple(Note(str(n), keep, hidden, True) for n, (hidden, keep) in enumerate(notes))
     prompt = Prompt(asked.user, asked.prefill, found, key=key)
     store.fetch([llm.chat.note_ids(note) for note in found])
@@ -136,7 +134,7 @@ def test_twins_and_plain_words_never_meet_in_the_prefix_cache(engine, llm, store
     prompts = [
         prompt_of(llm, store, f"twin {n} {hidden}", (hidden, keep))
         for n, keep in enumerate(kept)
-        for hidden in ("Crea is the founder of Alrik. ", "Thobo is the founder of Alrik. ", "")
+        for hidden in ("Alrik's founder is Crea. ", "Alrik's founder is Thobo. ", "")
     ]
     bodies = [body(llm, store, one) for one in prompts]
     for one in bodies[2::3]:  # the third of each enters as plain words

@@ -4,8 +4,10 @@ import hashlib
 import itertools
 import json
 import random
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import oracle
@@ -15,24 +17,25 @@ import torch
 import train
 from lag import prompts
 from lag.actions import parse
-from lag.miniwiki.curriculum import Curriculum, check_replies, rate, trainer
-from lag.miniwiki.drills import make_drills, make_lookups
+from lag.logs import playbook
+from lag.miniwiki.curriculum import Curriculum, check_replies, rate, trainer, well_formed
+from lag.miniwiki.drills import make_lookups
 from lag.miniwiki.embedder import mean_vector, search_pairs, train_embedder
-from lag.miniwiki.gold_agent import FORMATS, GoldAgent, make_examples, stated
+from lag.miniwiki.gold_agent import FORMATS, UNKNOWN, make_examples, stated
 from lag.miniwiki.init_weights import make_model
-from lag.miniwiki.recipe import FIRST_SEED, VALIDATION_SEED, Recipe, make_world
+from lag.miniwiki.recipe import FIRST_SEED, NUM_PAIR_WORLDS, VALIDATION_SEED, Recipe, make_world
 from lag.miniwiki.tokenizer import make_tokenizer, phrases, word_pieces
-from lag.miniwiki.world import NAMES, Chain, generate
+from lag.miniwiki.world import NAMES, TRAINING_NAMES, generate
 from lag.model.chat import Chat
-from lag.modes import MODES
 from lag.train.batches import batches, collate, encode_examples, lay_out, predict
 from lag.train.trainer import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Recipe(
-    tokens=70_000, annealing=20_000, articles=80, questions=40, width=32, heads=2, layers=2, drills=150, lookups=0.3,
-    batch_tokens=1024, early=0.6, embedder_steps=30, dimensions=32, warmup=0.1,
+    tokens=70_000, annealing=20_000, articles=80, questions=40, width=32, heads=2, layers=2, drills=150, exercises=15, kept=20,
+    lookups=0.25, exams=0.4, batch_tokens=1024, embedder_steps=10, dimensions=32, warmup=0.1,
 )  # fmt: skip
+LOOKUPS, EXAMS, LOOP, ANNEALING = 0, 24_500, 28_000, 70_000  # tokens at which its parts have begun
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +43,13 @@ def weights():
     return train_embedder(SMALL)
 
 
+EVEN = [replace(format, share=1.0) for format in FORMATS]
+
+
 @pytest.fixture(scope="module")
-def examples(weights):
-    world = generate(77, articles=300, questions=200)
-    return list(make_examples(world, mean_vector(weights, word_pieces())))
+def examples(embed):
+    """Of every format about as many."""
+    return list(make_examples(generate(77, articles=300, questions=200), embed, EVEN))
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +57,27 @@ def tokenizer():
     return make_tokenizer()
 
 
-UNTRAINED = {"log_playbook"}  # newer than the shipped weights
-
-
-def test_formats_cover_every_mode_that_the_shipped_weights_know():
-    assert {format.mode for format in FORMATS} == {*MODES} - UNTRAINED
-
-
 def test_every_name_and_every_fixed_text_is_one_token(tokenizer):
     # a prompt whose wording changed would be spelled in letters: train again
     chat = Chat(tokenizer)
     texts = [prompts.SYSTEM, prompts.QA_RULES, prompts.CURATOR_RULES, prompts.LOGS_HEADER]
-    for text in (*texts, prompts.SHEET_HEADER, *phrases(), *NAMES[::50]):
+    texts += [prompts.DIRECT_RULES, prompts.STEPS_HEADER, prompts.SHEET_HEADER]
+    texts += [playbook.EDITOR_RULES, "The entries:", UNKNOWN]
+    for text in (*texts, *phrases(), *NAMES, *TRAINING_NAMES):
         assert len(chat.content_ids(text)) == 1, text
     assert len(chat.content_ids(prompts.qa_prompt("Who?", ()).user)) < 12
+
+
+def test_no_word_of_a_prompt_is_spelled_in_letters(tokenizer, examples):
+    """The new wordings (former values, both names, entries) must be in the vocabulary, too."""
+    vocab = tokenizer.get_vocab()
+    letters = {id for token, id in vocab.items() if token.startswith("##") and len(token) == 3}
+    chat = Chat(tokenizer)
+    for example in examples:
+        notes = [note.after + note.keep for note in example.prompt.notes]
+        for text in (example.prompt.user, example.reply, *notes):
+            ids = chat.content_ids(re.sub(r"\[p\d+\]", "", text))  # an entry's number is spelled
+            assert not {*ids} & letters, tokenizer.decode([id for id in ids if id in letters])
 
 
 def test_gold_replies_survive_the_tokenizer(tokenizer, examples):
@@ -81,43 +94,13 @@ def test_unknown_words_are_spelled_and_control_tokens_stay_text(tokenizer):
     assert chat.text(list(ids[:5])) == "zebra"
 
 
-def test_examples_come_in_every_format_and_end_in_a_tag(examples):
-    assert {example.format for example in examples} == set(FORMATS)
+def test_examples_come_in_every_format_and_end_as_they_were_told_to(examples):
+    assert {example.format for example in examples} == set(EVEN)
     for example in examples:
-        if example.prompt.user.startswith(prompts.CURATOR_RULES):
-            assert example.reply.endswith("</cheatsheet>")
-        else:
+        assert well_formed(example, example.reply), example.reply
+        assert not well_formed(example, f"{example.reply} And so on.")
+        if not example.prompt.user.startswith((prompts.CURATOR_RULES, playbook.EDITOR_RULES)):
             assert parse(example.reply, "keywords").name in ("answer", "search")
-
-
-def test_a_reply_says_only_what_its_prompt_holds(examples):
-    # the agent may not know more than its prompt: names that it brings in would be guesses
-    for example in examples:
-        prompt = example.prompt
-        seen = prompt.user + "".join(note.after + note.keep for note in prompt.notes)
-        for fact in stated(example.reply):
-            assert fact.object in seen
-
-
-def test_logs_are_used(examples):
-    # a log's fact that no document of the prompt holds stands in some reply of every log format
-    used = set()
-    for example in examples:
-        documents = example.prompt.user.partition(prompts.QA_RULES)[2]
-        if any(fact.object not in documents for fact in stated(example.reply)):
-            used.add(example.format.mode)
-    assert used >= {*MODES} - UNTRAINED - {"base"}
-
-
-def test_an_answer_alone_carries_the_fact_that_it_was_encoded_after():
-    world = generate(3, articles=100, questions=20)
-    gold = GoldAgent(world)
-    note = prompts.Note("x", "<ans>Alan</ans>\n\n", "The mayor of Bara is Alan. ", kv=True)
-    prompt = prompts.Prompt(prompts.QA_RULES, notes=(note,))
-    chain = Chain("Bara", ("mayor",))
-    assert gold.reply(prompt, chain) == "The mayor of Bara is Alan. <ans>Alan</ans>"
-    bare = prompts.Prompt(prompts.QA_RULES, notes=(prompts.Note("x", note.keep),))
-    assert gold.reply(bare, chain).endswith("<keywords>the mayor of Bara</keywords>")
 
 
 def test_a_batch_is_the_oracles_block_mask(tokenizer, examples):
@@ -149,13 +132,13 @@ def test_lookups_train_on_the_objects_of_facts_only(tokenizer):
     row = lay_out(example, Chat(tokenizer), tokenizer.eos_token_id)
     asked = [tokenizer.decode(id) for id, now in zip(row.ids, row.trained) if now]
     assert asked == [fact.object for fact in stated(example.reply)]
-    text = example.prompt.user + "".join(note.keep for note in example.prompt.notes)
+    text = example.prompt.user + "".join(n.after + n.keep for n in example.prompt.notes)
     assert all(name in text for name in asked)
 
 
 def test_batches_hold_every_row_once_and_keep_to_the_budget():
-    drills = make_drills(generate(3, articles=100, questions=20), 60, "x")
-    rows = encode_examples(drills, make_tokenizer())
+    lookups = make_lookups(generate(3, articles=100, questions=20), 60, "x")
+    rows = encode_examples(lookups, make_tokenizer())
     groups = batches(rows, 800, random.Random(1))
     assert sorted(id(row) for group in groups for row in group) == sorted(map(id, rows))
     assert all(len(group) * max(map(len, group)) <= 800 for group in groups)
@@ -167,7 +150,7 @@ def test_embedder_finds_the_article_of_a_subject(weights):
     texts = {a.id: f"{a.title}\n{a.content}" for a in world.articles}
     found = 0
     for article in world.articles:
-        query = embed(f"the mayor of {article.facts[0].subject}")
+        query = embed(f"{article.facts[0].subject}'s mayor")
         best = sorted(texts, key=lambda id: -float(query @ embed(texts[id])))[:2]
         found += article.id in best
     assert found > 0.9 * len(world.articles)
@@ -180,11 +163,11 @@ def test_loss_drops_and_a_resumed_training_equals_one_run(tmp_path, weights):
     losses = []
     for _ in whole.run():
         losses.append(whole.loss)
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
     half = trainer(SMALL, weights, tmp_path / "half")
     for _ in half.run():
         if half.progress.group == 2:
-            break  # killed inside the third group
+            break  # killed inside the third group, the first one of exams
     again = trainer(SMALL, weights, tmp_path / "half")
     again.resume()
     assert 0 < again.progress.tokens < whole.progress.tokens
@@ -196,7 +179,12 @@ def test_loss_drops_and_a_resumed_training_equals_one_run(tmp_path, weights):
 
 
 # digests of the examples that the code drew which made the shipped model: tokens, positions, mask
-DRAWN = {0: "26dffcadf5e6036d", 28_000: "7ed78d2cb24ae841", 50_000: "1b378ffd9c0badee", 70_000: "6f2815ab5c30e13c"}  # fmt: skip
+DRAWN = {
+    LOOKUPS: "7d47d9a783144fc3",
+    EXAMS: "d4f669df3c78284b",
+    LOOP: "c05c765e13282808",
+    ANNEALING: "05e537d89e41d205",
+}
 
 
 @pytest.mark.parametrize("tokens", DRAWN)
@@ -211,7 +199,32 @@ def test_the_first_losses_are_those_of_the_shipped_models_code(tmp_path, weights
     training, losses = trainer(SMALL, weights, tmp_path), []
     for _ in itertools.islice(training.run(), 4):
         losses.append(training.last_loss)
-    assert losses == pytest.approx([7.8125672, 7.9432883, 7.7770143, 7.8388600], rel=1e-4)
+    assert losses == pytest.approx([7.7370081, 8.2183542, 7.9963376, 7.7253647], rel=1e-4)
+
+
+@pytest.mark.parametrize("tokens", DRAWN)
+def test_a_model_without_kv_reads_none(weights, tokens):
+    """One look-up as KV in a thousand would teach what the second model is not to know."""
+    lacking = replace(SMALL, without="kv")
+    for recipe, some in ((SMALL, True), (lacking, False)):
+        rows = Curriculum(recipe, weights).examples(Progress(tokens))
+        assert any(any(row.blocks) for row in rows) == some
+        formats = {row.format for row in rows}
+        assert formats >= {"lookup/paper"} | ({"exam/paper"} if tokens else set())
+        assert bool(formats - {"lookup/paper", "exam/paper"}) == (tokens >= LOOP)
+    assert "without" not in SMALL.identity and lacking.identity["without"] == "kv"
+
+
+@pytest.mark.parametrize("tokens", [EXAMS, LOOP])
+def test_a_model_without_search_never_says_how_to(weights, tokenizer, tokens):
+    """Exams are cut where they search; what they have answered until then stays."""
+    lacking = replace(SMALL, without="search")
+    searching = tokenizer.convert_tokens_to_ids("<keywords>")
+    for recipe, some in ((SMALL, True), (lacking, False)):
+        rows = Curriculum(recipe, weights).examples(Progress(tokens))
+        said = {id for row in rows for id, now in zip(row.ids, row.trained) if now}
+        assert (searching in said) == some
+        assert "exam/paper" in {row.format for row in rows}
 
 
 def test_another_recipe_does_not_resume(tmp_path, weights):
@@ -266,7 +279,7 @@ def test_the_command_makes_both_models(tmp_path, capsys):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "made" / "model")
     assert model.config.hidden_size == 32
     embedder = Embedder.load(str(tmp_path / "made" / "embedder"))
-    assert embedder.queries(["the mayor of Alan"]).shape == (1, 128)
+    assert embedder.queries(["Alan's mayor"]).shape == (1, 128)
     for name in ("model", "embedder"):
         assert "no other data" in (tmp_path / "made" / name / "README.md").read_text()
     capsys.readouterr()
@@ -294,13 +307,39 @@ def test_worlds_that_are_trained_on_are_no_reported_ones():
     assert FIRST_SEED > VALIDATION_SEED > 2000
 
 
-def test_vectors_of_names_never_change(tmp_path, weights):
+def test_the_embedder_reads_about_as_many_worlds_as_are_told():
+    """Worlds that the embedder was trained on passed for new ones after its recipe had changed."""
+    recipe = Recipe()
+    pairs = len(search_pairs(make_world(recipe, FIRST_SEED - 1), random.Random(0)))
+    few, many = (recipe.embedder_steps / (pairs // 256 + n) for n in (1, -1))
+    assert few <= NUM_PAIR_WORLDS <= many + 1
+
+
+def test_names_have_other_vectors_at_every_update_from_some_point_on(tmp_path, weights):
+    """A model that had learned those of its training was right on 16 % of new worlds' questions, not 44."""
+    training = trainer(replace(SMALL, fresh_names=0.0), weights, tmp_path)
+    vectors, vocab = training.model.model.embed_tokens.weight, word_pieces().get_vocab()
+    learned, others = ([vocab[name] for name in names] for names in (TRAINING_NAMES, NAMES))
+    rows = training.examples.examples(training.progress)[:4]
+    seen = [vectors.detach().clone()]
+    for _ in range(3):
+        training.step(rows)
+        seen.append(vectors.detach().clone())
+    for before, after in itertools.pairwise(seen):
+        assert not (before[learned, 1:] == after[learned, 1:]).any()
+        assert torch.equal(before[learned, 0], after[learned, 0])
+        assert torch.equal(before[others], after[others])
+        assert after[learned, 1:].std() == pytest.approx(SMALL.width**-0.5, rel=0.05)
+    assert not torch.equal(seen[0][vocab["is"]], seen[-1][vocab["is"]])
+
+
+def test_vectors_of_names_never_change_before(tmp_path, weights):
     training = trainer(SMALL, weights, tmp_path)
     vectors = training.model.model.embed_tokens.weight
     before = vectors.detach().clone()
     for _ in range(3):
         training.step(training.examples.examples(training.progress)[:8])
     vocab = word_pieces().get_vocab()
-    names = [vocab[name] for name in NAMES]
+    names = [vocab[name] for name in (*NAMES, *TRAINING_NAMES)]
     assert torch.equal(vectors[names], before[names])
     assert not torch.equal(vectors[vocab["is"]], before[vocab["is"]])

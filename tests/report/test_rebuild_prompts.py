@@ -148,6 +148,27 @@ def test_every_prompt_is_made_again_word_for_word(data, embedder_folder, capsys,
 
 
 @pytest.mark.parametrize(
+    ("flags", "shown"), [("", True), ("--trace-steps 0", False), ("--trace-steps 1", True)]
+)
+def test_steps_that_a_data_set_shows_by_default_are_in_the_prompts(
+    data, embedder_folder, capsys, flags, shown
+):
+    """Rows that say nothing of --trace-steps were made again without any; those with 0 had 8."""
+    shutil.copytree(data / "wikihop", data / "miniwiki")
+    command = f"-d miniwiki -m base,log_kv,log_cheatsheet {flags}"
+    runs, _ = check(data, embedder_folder, capsys, command)
+    for seen in runs:
+        late = [p.user for key, p in seen.items() if key.endswith(" 3")]
+        assert [prompts.STEPS_HEADER in user for user in late] == [shown] * len(late)
+        assert all(
+            user.count("Query: ") == {"": 2, "--trace-steps 0": 0}.get(flags, 1) for user in late
+        )
+        assert late
+    if not flags:  # every solver, those that show none included
+        check(data, embedder_folder, capsys, f"-d miniwiki -m base --solver {SOLVED}")
+
+
+@pytest.mark.parametrize(
     "command", [f"-m {EVERY} --solver react,direct", f"-m {EVERY} --trace-steps 2"]
 )
 def test_multiple_choice_with_its_options_and_the_reply_before(

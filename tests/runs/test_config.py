@@ -26,6 +26,7 @@ from lag.runs.config import (
 from lag.runs.flags import flag_table
 from lag.runs.providers import LOADERS
 from lag.solvers import SOLVERS
+from lag.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -224,3 +225,46 @@ def test_others_runs_say_what_they_say():
     assert with_defaults(meta) == {"dataset": "wikihop", "mode": "base", "model": "m"}
     strange = {**meta, "model_digest": "m", "solver": "of tomorrow", "max_steps": 2}
     assert with_defaults(strange) == strange
+
+
+@pytest.mark.parametrize(
+    ("dataset", "solver", "given", "shown", "piece"),
+    [
+        ("miniwiki", "react", [], 8, ""),
+        ("miniwiki", "react", ["8"], 8, ""),
+        ("miniwiki", "react", ["0"], 0, "_earlier0"),
+        ("miniwiki", "react", ["2"], 2, "_earlier2"),
+        ("miniwiki", "direct", [], 0, "_direct"),
+        ("miniwiki", "icl", [], 0, "_icl"),
+        ("miniwiki", "rag", [], 0, "_rag"),
+        ("miniwiki", "exsearch", [], 0, "_exsearch"),
+        ("musique", "react", [], 0, ""),
+        ("musique", "react", ["0"], 0, ""),
+        ("musique", "react", ["8"], 8, "_earlier8"),
+        ("mmlupro", "react", [], 0, ""),
+    ],
+)
+def test_how_many_earlier_steps_are_shown(dataset, solver, given, shown, piece):
+    """A given 0 must not fall back to the data set's number, nor a default change a run's name."""
+    flags = ["--trace-steps", *given] if given else []
+    words = ["-m", "base", "-d", dataset, "--split", "train", "--solver", solver, *flags]
+    (config,) = agentic.parse_args(words).runs()
+    assert config.trace_steps == shown
+    assert config.name == f"base{piece}"
+    assert config.identity().get("trace_steps", 0) == shown
+
+
+@pytest.mark.parametrize("dataset", [name for name in TASKS if name != "miniwiki"])
+def test_other_data_sets_show_no_earlier_steps(dataset):
+    """The number of one data set was that of all: their runs would go on under another identity."""
+    words = ["-m", "base", "-d", dataset, "--split", "train"]
+    assert [config.trace_steps for config in agentic.parse_args(words).runs()] == [0]
+
+
+def test_steps_that_are_shown_by_default_can_be_bounded_in_tokens():
+    """`--trace-tokens` was refused unless --trace-steps was given, too."""
+    words = ["-m", "base", "-d", "miniwiki", "--split", "train", "--trace-tokens", "50"]
+    (config,) = agentic.parse_args(words).runs()
+    assert (config.trace_steps, config.trace_tokens) == (8, 50)
+    with pytest.raises(ValueError, match="--trace-steps"):
+        agentic.parse_args([*words, "--trace-steps", "0"]).runs()

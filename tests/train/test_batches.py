@@ -1,5 +1,7 @@
 """Batches of examples: what they predict, and that their mask is what inference does with logs as KV."""
 
+import itertools
+
 import families
 import oracle
 import pytest
@@ -65,6 +67,52 @@ def test_targets_are_the_reply_and_the_end_of_the_turn():
     said = [id for id in targets.tolist() if id >= 0]
     assert said == [*Chat(tokenizer).content_ids(" She <ans>x</ans>"), tokenizer.eos_token_id]
     assert row.num_targets == len(said)
+
+
+AS_TEXT = tuple(Note(note.id, note.keep) for note in NOTES)
+THEN = (("\n\nWho is Bo? Facts:", " He <ans>y</ans>"), ("\n\nAnd Cy? Facts:", " <ans>z</ans>"))
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("notes", [(), AS_TEXT, NOTES], ids=["none", "text", "kv"])
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.layout)
+def test_what_follows_a_reply_is_laid_out_as_one_text_whose_replies_are_targets(
+    format, notes, ended
+):
+    tokenizer = tiny.byte_tokenizer()
+    chat, end = Chat(tokenizer, format.layout), tokenizer.eos_token if ended else ""
+    several = example(format, notes, then=THEN, ended=ended)
+    row = lay_out(several, chat, tokenizer.eos_token_id)
+    replies = [several.reply, *(reply for _, reply in THEN)]
+    first, *others = (reply + end for reply in replies)
+    behind = first + "".join(given + reply for (given, _), reply in zip(THEN, others, strict=True))
+    pieces = chat.encode(several.prompt)
+    tail = [*pieces.tail, *tokenizer(behind, add_special_tokens=False)["input_ids"]]
+    if notes == NOTES:
+        whole = oracle.sequence(pieces.head, pieces.notes, tail)
+    else:  # as plain words
+        kept = [id for _, keep in pieces.notes for id in keep]
+        whole = oracle.sequence([*pieces.head, *kept], (), tail)
+    assert row.ids == whole.ids.tolist()
+    assert row.positions == whole.positions.tolist()
+    assert row.blocks == whole.block.tolist()
+    assert row.hidden == whole.hidden.tolist()
+    parts = itertools.groupby(zip(row.ids, row.trained), key=lambda pair: pair[1])
+    texts = [(now, tokenizer.decode([id for id, _ in part])) for now, part in parts]
+    assert [text for now, text in texts if now] == [first, *others]
+    assert [text for now, text in texts if not now][1:] == [given for given, _ in THEN]
+
+
+def test_a_later_reply_is_predicted_from_all_that_stands_before_it():
+    model, tokenizer = tiny.tiny_model(), tiny.byte_tokenizer()
+    chat, end = Chat(tokenizer), tokenizer.eos_token_id
+    several = example(FORMATS[0], then=THEN)
+    with torch.no_grad():
+        logits, _ = predict(model, collate([lay_out(several, chat, end)]))
+    pieces, said = chat.encode(several.prompt), [*chat.content_ids(several.reply), end]
+    before = [*pieces.tail, *said, *chat.content_ids(THEN[0][0])]
+    expected = oracle.logits(model, pieces.head, pieces.notes, before)
+    assert oracle.error(logits[len(said)], expected) < 1e-5
 
 
 def test_only_what_follows_a_word_is_a_target():

@@ -1,12 +1,27 @@
-"""The benchmark of a GPU runs from end to end on a CPU, with a model of no size."""
+"""Benchmarks can be started, and that of a GPU runs to its end on a CPU, with a model of no size."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import warm
 
 BENCHMARK = "benchmarks/gpu.py"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_every_benchmark_can_be_imported():
+    """One took a function from another, which had lost it."""
+    names = [path.stem for path in sorted((ROOT / "benchmarks").glob("*.py"))]
+    code = f"import measure, importlib\nfor name in {names}: importlib.import_module(name)"
+    paths = {"PYTHONPATH": str(ROOT / "benchmarks"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=paths, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_measure_is_taken(tmp_path):
