@@ -28,9 +28,9 @@ from lag.train.examples import Format, TrainingExample
 from lag.train.trainer import Progress, Trainer
 
 MOST = 4  # articles and logs of a look-up, at the most but one
-# In the layout and the loop of the paper: how much more weight a prompt has, by annealing and by how
+# In the annealing: how much more weight a prompt in the layout and the loop of the paper has, by how
 # its logs enter, if any do.
-WEIGHTS = ({"": 1, "text": 4, "kv": 3}, {"": 3, "text": 4, "kv": 3})
+WEIGHTS = {"": 2, "text": 4, "kv": 3}
 Counts = dict[str, float]  # shares of well-formed and exact replies, and how many there were
 CURATED = re.compile(r"<cheatsheet>[^<>]+</cheatsheet>|<keep></keep>|(<add>[^<>]+</add>)+")
 
@@ -80,27 +80,26 @@ def validation_examples(
 
 
 def rate(recipe: Recipe, share: float) -> float:
-    """Learning rate: a linear warm-up, then a cosine down to a fiftieth; the same for each annealing.
+    """Learning rate: a linear warm-up, then a cosine down to a fiftieth; the same for the annealing.
 
-    share: of the training that is done; from 1 to 2 of the first annealing, and so on.
+    share: of the training that is done; from 1 to 2 of the annealing.
     Source: warm restarts (SGDR, arXiv 1608.03983).
     """
-    highest, share = (recipe.rate, share) if share < 1 else (recipe.annealing_rate, share % 1)
+    highest, share = (recipe.rate, share) if share < 1 else (recipe.annealing_rate, share - 1)
     if share < recipe.warmup:
         return highest * (share + 1e-3) / recipe.warmup
     done = (share - recipe.warmup) / (1 - recipe.warmup)
     return highest * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1, done))) / 2)
 
 
-def annealing(formats: Sequence[Format], number: int = 0) -> list[Format]:
+def annealing(formats: Sequence[Format]) -> list[Format]:
     """The formats with more weight on the layout and the loop of the paper, most on logs as text."""
-    return [replace(f, share=f.share * weight_at_the_end(f, number)) for f in formats]
+    return [replace(f, share=f.share * weight_at_the_end(f)) for f in formats]
 
 
-def weight_at_the_end(format: Format, number: int) -> int:
+def weight_at_the_end(format: Format) -> int:
     usual = (format.layout, format.solver) != ("paper", "react")
-    more = WEIGHTS[min(number, len(WEIGHTS) - 1)]
-    return 1 if usual else more.get(MODES[format.mode].enters, more["kv"])
+    return 1 if usual else WEIGHTS.get(MODES[format.mode].enters, WEIGHTS["kv"])
 
 
 class Curriculum:
@@ -115,7 +114,7 @@ class Curriculum:
         self.formats = [f for f in FORMATS if taught(f, recipe.without)]
 
     def share(self, at: Progress) -> float:
-        """How much of the training is done; from 1 to 2 of the first annealing, and so on."""
+        """How much of the training is done; from 1 to 2 of the annealing."""
         more = at.tokens - self.recipe.tokens
         return 1 + more / self.recipe.annealing if more >= 0 else at.tokens / self.recipe.tokens
 
@@ -149,7 +148,7 @@ class Curriculum:
             )
         else:
             embed = mean_vector(self.weights, word_pieces())
-            formats = annealing(self.formats, int(share) - 1) if share >= 1 else self.formats
+            formats = annealing(self.formats) if share >= 1 else self.formats
             found = chain(
                 make_examples(world, embed, formats),
                 self.drills(make_lookups, world, recipe.kept, MOST),

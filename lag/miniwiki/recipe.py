@@ -17,7 +17,7 @@ class Recipe:
     """Everything that decides the weights.
 
     tokens: how many the model reads, prompts included. batch_tokens: per step.
-    annealing: as many more, at annealing_rate, of which most show how logs are used; `restarts` times.
+    annealing: as many more, at annealing_rate, of which most show how logs are used.
     articles, questions: size of each training world.
     lookups: share of the training until which it is look-ups and nothing else; exams: until which
         it is exams. drills, exercises: how many of each a group has then. kept: how many of each
@@ -28,8 +28,7 @@ class Recipe:
 
     seed: int = 1
     tokens: int = 20_000_000
-    annealing: int = 6_000_000
-    restarts: int = 2
+    annealing: int = 7_000_000
     batch_tokens: int = 1024
     articles: int = 800
     questions: int = 600
@@ -50,9 +49,9 @@ class Recipe:
     without: str = ""
 
     @property
-    def ends(self) -> list[int]:
+    def ends(self) -> tuple[int, int]:
         """Tokens at which a part of the training ends, and its rate starts anew."""
-        return [self.tokens + n * self.annealing for n in range(self.restarts + 1)]
+        return self.tokens, self.tokens + self.annealing
 
     @property
     def identity(self) -> dict[str, Any]:
