@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM = false
 DATA ?= data
 SEED ?= 1234
 ASKED ?= 300
-# What keeps harmful logs out, chosen on worlds of other seeds (benchmarks/README.md).
+# A bound on similarity, for the table of what it keeps out (benchmarks/README.md: none pays).
 LEAST ?= 0.5
 WORLDS ?= 2011 2012 2013 2014 2015
 WORLD = -d miniwiki --data $(DATA)
