@@ -22,7 +22,7 @@ KEPT = ("metrics", "intervals", "comparison", "cost")
 
 
 def gather(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the evaluator wrote, by solver and mode, controls left out.
+    """What the evaluator wrote, by solver and mode; runs with other flags are left out.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -31,8 +31,8 @@ def gather(folder: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(folder.glob("*.json")):
         result = read_json(path)
         meta = result["meta"]
-        plain = meta.get("log_control", "none") == "none"
-        if meta["split"] == SPLIT and meta["mode"] in MODES and plain:
+        plain = (meta["mode"], f"{meta['mode']}_{meta['solver']}")
+        if meta["split"] == SPLIT and meta["mode"] in MODES and meta["run"] in plain:
             kept = {name: result[name] for name in KEPT}
             found.setdefault(meta["solver"], {})[meta["mode"]] = kept
     if not found:

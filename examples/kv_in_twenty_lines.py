@@ -54,9 +54,9 @@ def reply(
 
 def main() -> None:
     """Ask the embedded model, without and with a log that has met the same people."""
-    found = "Alrik's founder is Lorlim. Lorlim's teacher is"
-    step = f"{found} unknown. <keywords>Lorlim's teacher</keywords>\n\n"
-    log = (step, f"{found} Crea. <ans>Crea</ans>\n\n")
+    first, left = "Alrik's founder's teacher: Alrik's founder is Lorlim.", "Lorlim's teacher"
+    step = f"{first} {left}: {left} is unknown. <keywords>{left}</keywords>\n\n"
+    log = (step, f"{left}: {left} is Crea. <ans>Crea</ans>\n\n")
     asked = qa_prompt(
         "Who is Alrik's founder's teacher?",
         [Document("d", "Alrik", "Alrik's founder is Lorlim.")],

@@ -72,4 +72,5 @@ def test_the_example_shows_what_a_log_changes(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     main()
     without, behind = capsys.readouterr().out.splitlines()
-    assert without.endswith("<ans>unknown</ans>") and behind.endswith("<ans>Crea</ans>")
+    assert without.endswith("<keywords>Lorlim's teacher</keywords>")
+    assert behind.endswith("<ans>Crea</ans>")

@@ -43,11 +43,11 @@ def test_the_command_makes_the_same_files_twice_and_they_pass_the_check(tmp_path
     ("seed", "known"),
     [
         (10_005, "the shipped model was trained on it"),
-        (10_036, "the shipped model was trained on it"),
+        (10_030, "the shipped model was trained on it"),
         (9_976, "the shipped embedder was trained on it"),
         (9_000, "the shipped model's training was watched on it"),
         (9_975, ""),
-        (10_037, ""),
+        (10_031, ""),
     ],
 )
 def test_a_world_that_the_shipped_model_knows_is_told(tmp_path, capsys, seed, known):

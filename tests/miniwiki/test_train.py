@@ -183,7 +183,7 @@ DRAWN = {
     LOOKUPS: "7d47d9a783144fc3",
     EXAMS: "d4f669df3c78284b",
     LOOP: "c05c765e13282808",
-    ANNEALING: "05e537d89e41d205",
+    ANNEALING: "6c22bfc3104daa1e",
 }
 
 

@@ -120,7 +120,7 @@ def replies_of(rows: dict) -> list[str]:
 
 
 def answer_on_both_sides(
-    server: str, root: Path, name: str, split: str, flags: list[str], solvers=tuple(SOLVERS)
+    server: str, root: Path, name: str, split: str, flags: list[str], solvers=tuple(SOLVERS), most=2
 ) -> list:
     """Run solvers in every text mode here and on the server; the rows of each, which are equal."""
     flags = [*flags, "-d", name, "--data", str(root), "--split", split]
@@ -128,7 +128,7 @@ def answer_on_both_sides(
     here = ["--layout", "user", "--prefill", "folded", "--device", "cpu", "--batch-size", "1"]
     there = ["--provider", "openai", "--base-url", server, "--batch-size", "1"]
     for solver in solvers:
-        steps = [] if SOLVERS[solver].max_steps == 1 else ["--max-steps", "2"]
+        steps = [] if SOLVERS[solver].max_steps == 1 else ["--max-steps", str(most)]
         for side in (here, there):
             assert agentic.main([*flags, "--solver", solver, *steps, *side]) == 0
     folder = root / name / "preds" / split
@@ -154,7 +154,7 @@ def test_replies_over_http_are_those_in_the_process(server, data, embedder_folde
 def test_the_embedded_model_says_over_http_what_it_says_in_the_process(server, world, solvers):
     """Whole replies of a model that was taught to end them."""
     flags = [*READER, "--limit", "2"]
-    found = answer_on_both_sides(server, world, "miniwiki", "test", flags, solvers)
+    found = answer_on_both_sides(server, world, "miniwiki", "test", flags, solvers, most=6)
     replies = [reply for rows in found for reply in replies_of(rows)]
     answered = [row["pred"] for rows in found for row in rows.values() if row["pred"]]
     assert len(answered) > len(found) / 2 and len(set(replies)) > len(found) / 2
