@@ -127,7 +127,9 @@ def test_closed_book_it_knows_no_more_than_the_best_constant_answers(flags):
     assert exact(rows) <= sum(constant) / len(constant)
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped model reads no hidden text: benchmarks/README.md")
+@pytest.mark.xfail(
+    strict=True, reason="the shipped model reads no hidden text: benchmarks/README.md"
+)
 def test_kv_carries_what_the_kept_words_do_not_say(tmp_path):
     import hidden
 
