@@ -19,7 +19,7 @@ from lag.miniwiki.world import (
     first_name,
     keys_of,
 )
-from lag.modes import BLANK
+from lag.modes import BLANK, MODES
 from lag.prompts import Note, Prompt
 from lag.records import Document, Log
 from lag.train.examples import Format, TrainingExample
@@ -29,6 +29,7 @@ EXAM = Format("exam", "paper", 0)
 AS_KV = 0.5  # of the look-ups and exams: their logs enter as KV
 QUESTIONS = 6  # of an exam
 MOST_TURNS = 6  # of one of its questions
+TAG_ONLY = 0.5  # of the logs as KV: they keep their answer tag, and what it answers is hidden
 FOUND = 0.75  # of the searches in an exam: what they are for comes next
 NAMED_BOTH = 0.5  # of an exam's questions that begin with a second name: say the first one, too
 ASKED = re.compile(r"(?:the \w+ )?(\w+)(?: alias (\w+))?'s (\w+)")
@@ -180,6 +181,10 @@ def a_log(rng: random.Random, world: World, led: Fact, kv: bool) -> tuple[Note, 
     second = world.second.get(led.subject, "") if kind in WITH_SECOND else ""
     names = [Fact("name", second, led.subject, kind)] if second else []
     after = told([*names, led], second or led.subject, led.noun, noun)
+    if rng.random() < TAG_ONLY:
+        mode = MODES["log_kv_last_action"]
+        log = Log(led.subject, "", (after.rstrip(), keep.rstrip()))
+        return Note(led.subject, mode.keep(log), mode.after(log), kv), [last]
     carried = [replace(led, subject=name) for name in (led.subject, second) if name]
     return Note(led.subject, keep, after, kv), [*carried, last]
 

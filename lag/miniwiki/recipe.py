@@ -28,7 +28,7 @@ class Recipe:
 
     seed: int = 1
     tokens: int = 20_000_000
-    annealing: int = 7_000_000
+    annealing: int = 11_000_000
     batch_tokens: int = 1024
     articles: int = 800
     questions: int = 600
@@ -42,7 +42,7 @@ class Recipe:
     exams: float = 0.3
     drills: int = 2000
     exercises: int = 1200
-    kept: int = 150
+    kept: int = 500
     fresh_names: float = 0.78
     dimensions: int = 128
     embedder_steps: int = 400
