@@ -351,8 +351,10 @@ def draw(rows: Mapping[str, Any], places: Mapping[str, Any], path: Path) -> None
     for name, row in rows.items():
         if name in MODES:
             x, y = row["prefilled_tokens"], 100 * row["em"]["value"]
-            left.plot(x, y, "o", color="#2458a6" if MODES[name].enters == "kv" else "#c0562f")
-            left.annotate(name, (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
+            kv = MODES[name].enters == "kv"
+            left.plot(x, y, "o", color="#2458a6" if kv else "#c0562f")
+            beside = (-6, -12) if kv else (4, 4)  # text and KV lie close together
+            left.annotate(name, (x, y), fontsize=7, xytext=beside, textcoords="offset points")
     left.set(xlabel="prefilled tokens per question", ylabel="EM on unseen questions, %")
     left.margins(x=0.3, y=0.15)
     modes = [
