@@ -153,11 +153,11 @@ def test_replies_over_http_are_those_in_the_process(server, data, embedder_folde
 @pytest.mark.parametrize("solvers", [["react"], pytest.param([*SOLVERS], marks=pytest.mark.stress)])
 def test_the_embedded_model_says_over_http_what_it_says_in_the_process(server, world, solvers):
     """Whole replies of a model that was taught to end them."""
-    flags = [*READER, "--limit", "2"]
+    flags = [*READER, "--limit", "4"]
     found = answer_on_both_sides(server, world, "miniwiki", "test", flags, solvers, most=6)
     replies = [reply for rows in found for reply in replies_of(rows)]
     answered = [row["pred"] for rows in found for row in rows.values() if row["pred"]]
-    assert len(answered) > len(TEXT_MODES) / 2 and len(set(replies)) > len(found) / 2
+    assert len(answered) > len(found) / 2 and len(set(replies)) > len(found) / 2
 
 
 def test_this_server_closes_a_turn_that_is_begun_for_it(server, tiny_folder):
