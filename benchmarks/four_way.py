@@ -59,6 +59,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--grow-every", type=number, default=16, help="questions between two versions (%(default)s)")
     add("--adapters", default="100,200,300", help="questions after which weights are trained; empty: never (%(default)s)")
     add("--flags", default="", help="more flags of agentic.py, such as --model, in one text")
+    add("--out", type=Path, help="a copy of the result file, and the figure beside it; default: both lie beside the runs only")
     add("--dry-run", action="store_true", help="print the commands and do nothing")
     # fmt: on
     args = parser.parse_args(argv)
@@ -151,10 +152,24 @@ def follow(plan: Plan, do: Callable[[Command], None], dry: bool) -> None:
 
 
 # --- what came of it ------------------------------------------------------------------------------
-def sentence(row: dict[str, Any], base: dict[str, Any], change: dict[str, Any]) -> str:
+def compared(curves: Curves) -> list[dict[str, Any]]:
+    """The summaries, each with its difference in EM to base and, of enough orders, a band."""
+    base = next(row for row in curves.summaries if row["run"].startswith("base"))
+    whole = {
+        row["run"]: row for row in curves.rows if (row["span"], row["metric"]) == ("all", "em")
+    }  # the last one of each run: the whole stream
+    found = []
+    for row in curves.summaries:
+        band = [whole[row["run"]].get(f"change {end}") for end in ("low", "high")]
+        change = {"value": row["em"] - base["em"], "low": band[0], "high": band[1]}
+        times = row["whole"] / (base["whole"] or 1)
+        found.append({**row, "to_base": None if row is base else change, "times": times})
+    return found
+
+
+def sentence(row: dict[str, Any]) -> str:
     """What the numbers of a mode support, and no more."""
-    points, cost = 100 * (row["em"] - base["em"]), row["whole"] / (base["whole"] or 1)
-    low, high = change.get("change low"), change.get("change high")
+    points, low, high = (row["to_base"][name] for name in ("value", "low", "high"))
     if low is None:
         sure = f"in {row['orders']} orders, too few for a band"
     elif low <= 0 <= high:
@@ -165,21 +180,15 @@ def sentence(row: dict[str, Any], base: dict[str, Any], change: dict[str, Any]) 
     told = f"it has cost no more than base from question {round(fmean(paid))} on" if paid else (
         "it never costs less than base in all"
     )  # fmt: skip
-    return f"* `{row['run']}`: {points:+.1f} points of EM over base, {sure}; {cost:.2f} times the seconds, writing included; {told}."
+    return f"* `{row['run']}`: {100 * points:+.1f} points of EM over base, {sure}; {row['times']:.2f} times the seconds, writing included; {told}."
 
 
 def text_of(curves: Curves) -> str:
     """The table and the sentences, as Markdown."""
     lines = ["| " + " | ".join(HEAD) + " |", "| " + " | ".join("---" for _ in HEAD) + " |"]
     lines += ["| " + " | ".join(cells) + " |" for cells in curves.cells()]
-    base = next(row for row in curves.summaries if row["run"].startswith("base"))
-    whole = {
-        row["run"]: row for row in curves.rows if (row["span"], row["metric"]) == ("all", "em")
-    }  # the last one of each run: the whole stream
-    others = [row for row in curves.summaries if row is not base]
-    return (
-        "\n".join([*lines, "", *(sentence(row, base, whole[row["run"]]) for row in others)]) + "\n"
-    )
+    others = [row for row in compared(curves) if row["to_base"]]
+    return "\n".join([*lines, "", *map(sentence, others)]) + "\n"
 
 
 def draw(curves: Curves, path: Path) -> None:
@@ -205,10 +214,10 @@ def write(plan: Plan) -> dict[str, str]:
     (curves,) = Curves.all_of(results, args.data)
     text = text_of(curves)
     write_text(plan.folder / "four_way.md", text)
-    write_json(
-        plan.folder / "four_way.json", {"made by": measure.made_by(), "rows": curves.summaries}
-    )
-    draw(curves, plan.folder / "four_way.png")
+    result = {"made_by": measure.made_by(), "questions": args.questions, "rows": compared(curves)}
+    for path in filter(None, (plan.folder / "four_way.json", args.out)):
+        write_json(path, result)
+        draw(curves, path.with_suffix(".png"))
     print(text)
     paths = [*curves.write(plan.folder), *(str(p) for p in sorted(plan.folder.glob("four_way.*")))]
     return {"written": paths}

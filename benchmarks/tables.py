@@ -16,6 +16,7 @@ from real_hidden import KINDS as REAL_KINDS
 from solvers import MODES as SOLVER_MODES
 from worlds import CONTROLS, PLACES, SHOWN
 
+from lag.evaluation.curve_figure import told_break_even
 from lag.files import read_json
 from lag.solvers import SOLVERS
 
@@ -142,7 +143,7 @@ def bytes_per_log() -> Table:
 
 
 def hidden(name: str = "hidden") -> Table:
-    """What enters, by kind: free replies, and which of three answers is likeliest."""
+    """What enters, by kind: free replies, and which of three names is likeliest."""
     shares = read(name)["timings"]["shares"]
     rows = [["what enters", "free: right, %", "wrong, %", "forced choice of three: right, %"]]
     for kind, what in KINDS.items():
@@ -386,6 +387,30 @@ def served_seconds() -> Table:
     return rows
 
 
+def four_way() -> Table:
+    """Every way to keep logs on one stream: what it brings, and all that it costs."""
+    columns = ("orders", "EM", "EM to `base`", "steps", "computed tokens", "seconds", "writing")
+    rows = [["way", *columns, "times `base`'s seconds", "break-even question"]]
+    for row in read("four_way")["rows"]:
+        change = row["to_base"]
+        gain = f"{100 * change['value']:+.1f}" if change else ""
+        if change and change["low"] is not None:
+            gain += f" [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]"
+        rows.append([
+            f"`{row['run']}`",
+            str(row["orders"]),
+            f"{100 * row['em']:.1f}",
+            gain,
+            f"{row['steps']:.2f}",
+            f"{row['tokens']:.0f}",
+            f"{row['seconds']:.2f}",
+            f"{row['writing']:.3f}",
+            f"{row['times']:.2f}",
+            told_break_even(row),
+        ])  # fmt: skip
+    return rows
+
+
 def hidden_served() -> Table:
     return hidden("hidden_vllm")
 
@@ -404,6 +429,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "worlds-steps": lambda: of_worlds("steps", 1),
     "bytes": bytes_per_log,
     "hidden": hidden,
+    "hidden-response": lambda: hidden("hidden_response"),
     "solvers": solvers,
     "speed": speed,
     "linking": linking,
@@ -421,6 +447,8 @@ if (RESULTS / "serving.json").is_file():
     TABLES |= {"served-runs": served_runs, "served-checks": served_checks}
 if any(map(timed, SERVED)):
     TABLES |= {"served-seconds": served_seconds}
+if (RESULTS / "four_way.json").is_file():
+    TABLES |= {"four-way": four_way}
 if (RESULTS / "hidden_vllm.json").is_file():
     TABLES |= {"hidden-served": hidden_served}
 

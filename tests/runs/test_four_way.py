@@ -51,13 +51,19 @@ def test_an_adapter_that_answers_nothing_is_trained_once(words, capsys):
     assert [line.count("_10 ") for line in trained] == [0, 1, 0, 0]
 
 
-def test_a_small_run_ends_in_a_table_and_goes_on_where_it_was_stopped(words, small_data, capsys):
-    short = [*words, "--adapters", "", "--orders", "2", "--few-orders", "1"]
+def test_a_small_run_ends_in_a_table_and_goes_on_where_it_was_stopped(
+    words, small_data, tmp_path, capsys
+):
+    out = tmp_path / "copied" / "four_way.json"
+    short = [*words, "--adapters", "", "--orders", "2", "--few-orders", "1", "--out", str(out)]
     assert four_way.main(short, ScriptedLLM(small.stepwise)) == 0
     said = capsys.readouterr().out
     written = json.loads(said.splitlines()[-1])["written"]
     assert {Path(path).suffix for path in written} == {".csv", ".png", ".md", ".json"}
     text = (small_data / "wikihop/preds/four-way/four_way.md").read_text()
     assert text in said and "| base_s2 | 2 |" in text and "* `log_kv_s2_grow4`: +0.0" in text
+    rows = {row["run"]: row for row in json.loads(out.read_text())["rows"]}
+    assert rows["base_s2"]["to_base"] is None and out.with_suffix(".png").is_file()
+    assert rows["log_kv_s2_grow4"]["to_base"] == {"value": 0.0, "low": None, "high": None}
     again = ScriptedLLM(small.stepwise)
     assert four_way.main(short, again) == 0 and not again.seen
