@@ -160,12 +160,12 @@ def main() -> None:
     }
     equal = same_spans(args.model, reader, asked[:20])
     rows = [
-        Measure("L1", f"forced choice of three, {KINDS[kind]}: {what}", round(one["forced"], 3))
+        Measure("W1", f"forced choice of three, {KINDS[kind]}: {what}", round(one["forced"], 3))
         for what, found in shares.items()
         for kind, one in found.items()
     ]
     rows.append(
-        Measure("L2", "spans with the reader equal those without, bit for bit", equal, least=1)
+        Measure("W2", "spans with the reader equal those without, bit for bit", equal, least=1)
     )
     costs = {
         name: read_json(folder / "lag.json")

@@ -334,6 +334,22 @@ def markers() -> Table:
     return rows
 
 
+def em_learns() -> Table:
+    """EM on unseen questions before and after, by seed: with weights, uniform ones, right samples."""
+    arms = ("weighted", "uniform", "correct")
+    rows = [["seed, world", "before", *(f"{arm}: after" for arm in arms), "gain, weighted", "uniform", "correct", "weighted to uniform", "to correct", "minutes"]]  # fmt: skip
+    for seed, one in read("em_learns")["timings"]["seeds"].items():
+        gains = (one["to_before"][arm] for arm in arms)
+        others = (one["weighted_to"][arm] for arm in arms[1:])
+        rows.append([
+            f"{seed}, {one['settings']['world']}",
+            *(f"{100 * one['em'][run]:.1f}" for run in ("before", *arms)),
+            *(spanned(change, 100) for change in (*gains, *others)),
+            f"{one['minutes']:.1f}",
+        ])  # fmt: skip
+    return rows
+
+
 SERVED = {"serving": "embedded", "serving_real": "SmolLM2-135M"}  # result files
 
 
@@ -443,6 +459,8 @@ if (RESULTS / "real_exactness.json").is_file():
     TABLES |= {"real-exactness": real_exactness}
 if (RESULTS / "real_hidden.json").is_file():
     TABLES |= {"real-hidden": real_hidden}
+if (RESULTS / "em_learns.json").is_file():
+    TABLES |= {"em-learns": em_learns}
 if (RESULTS / "serving.json").is_file():
     TABLES |= {"served-runs": served_runs, "served-checks": served_checks}
 if any(map(timed, SERVED)):

@@ -53,3 +53,26 @@ def test_every_measure_is_taken(tmp_path):
 def test_without_a_gpu_it_says_so():
     done = warm.run_script(BENCHMARK, "--device", "cuda", "--shape", "tiny")
     assert done.returncode == 2 and "no CUDA device" in done.stderr
+
+
+@pytest.mark.stress
+def test_em_is_measured_seed_by_seed(tmp_path):
+    """Where EM runs there is no test question; a second start learns nothing again."""
+    flags = "--tune full --iterations 1 --samples 2 --temperature 0.5 --validation 0.3"
+    model, out = ROOT / "data" / "miniwiki" / "model", tmp_path / "em.json"
+    words = ["--model", model, "--train", "6", "--test", "2", "--work", tmp_path, "--out", out]
+    started = []
+    for _ in range(2):
+        done = warm.run_script("benchmarks/em_learns.py", *words, "--flags", flags)
+        assert done.returncode == 0, done.stderr
+        started.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")})
+        found = json.loads(out.read_text())
+        found["timings"]["seeds"]["7"] = found["timings"]["seeds"]["1"]  # of another start
+        out.write_text(json.dumps(found))
+    assert started[0] == started[1] and started[0]
+    assert found["timings"]["seeds"].keys() == {"1", "7"}
+    assert {row["id"] for row in found["measures"]} == {"E1", "E2", "E3", "E4"}
+    assert "2 seeds" in found["measures"][0]["what"]
+    blind = tmp_path / "seed-1" / "blind" / "miniwiki"
+    assert (blind / "dev_train.json").exists()
+    assert not [*blind.glob("dev_test.json"), *blind.glob("dev.json")]
