@@ -5,7 +5,8 @@ of one log. It keeps its answer tag alone (`--mode log_kv_last_action`), or its 
 begins with the name that the hidden fact has found (`--mode log_kv`); other logs keep names of their
 own. The same words enter as KV, as KV behind another log's hidden text, as text, and with their
 reasoning as text. Free: what the model replies; it may search on. Forced: which of the three kept
-names it finds likeliest in the right reply.
+names it finds likeliest in the right reply. Untold: the same question with another last relation,
+which nothing tells; who answers it has read what is not there.
 
 python benchmarks/hidden.py --questions 500
 python benchmarks/hidden.py --questions 500 --mode log_kv --out benchmarks/results/hidden_response.json
@@ -61,9 +62,11 @@ class Case:
 
     reply: the right last response. kept: the name that each log keeps.
     foreign: as many logs of other questions, whose hidden text can stand in for that of `logs`.
+    untold: a question about the same thing, which neither documents nor logs answer.
     """
 
     question: str
+    untold: str
     answer: str
     reply: str
     mode: Mode
@@ -93,8 +96,18 @@ def cases(world: World, count: int, mode: Mode = MODE) -> Iterator[Case]:
         texts = tuple(Document(a.id, a.title, a.content) for a in documents)
         foreign = [log_of(world, rng.choice(pairs)[1]) for _ in logs]
         answer = world.facts[second]
-        reply = told(world, asked)
-        yield Case(asked.text, answer, reply, mode, logs, kept, tuple(foreign), texts)
+        reply, untold = told(world, asked), another(asked, chains)
+        yield Case(asked.text, untold, answer, reply, mode, logs, kept, tuple(foreign), texts)
+
+
+def another(asked: Chain, solved: Sequence[Chain]) -> str:
+    """The question with another last relation, which no log has; its article is not there."""
+    first, last = asked.nouns
+    said = {last, *(noun for chain in solved for noun in chain.nouns)}
+    kind = RELATIONS[last].subject
+    others = [n for n, r in RELATIONS.items() if r.subject == kind and n != last]
+    free = [noun for noun in others if noun not in said] or others
+    return Chain(asked.start, (first, random.Random(asked.text).choice(free))).text
 
 
 def told(world: World, chain: Chain) -> str:
@@ -162,9 +175,9 @@ KINDS = {
 }
 
 
-def prompt_of(case: Case, kind: str) -> Prompt:
-    prompt = prompts.qa_prompt(case.question, case.documents)
-    return replace(prompt, notes=notes_of(case, kind))
+def prompt_of(case: Case, kind: str, untold: bool = False) -> Prompt:
+    asked = case.untold if untold else case.question
+    return replace(prompts.qa_prompt(asked, case.documents), notes=notes_of(case, kind))
 
 
 def likeliest(llm: LLM, prompt: Prompt, replies: Sequence[str]) -> int:
@@ -290,15 +303,20 @@ def main() -> None:
         for kind, what in KINDS.items():
             make = partial(prompt_of, kind=kind)
             right, wrong = share_right(llm, asked, make)
+            read, more = share_right(llm, asked, partial(prompt_of, kind=kind, untold=True))
             forced = share_chosen(llm, asked[: args.forced], make)
             tokens = sum(llm.num_tokens(n.keep) for n in notes_of(asked[0], kind)) / NUM_LOGS
             shares[kind] = {
                 "right": right,
                 "wrong": wrong,
                 "forced": forced,
+                "untold": read + more,
                 "tokens_per_log": tokens,
             }
             rows.append(Measure("H1", f"right answers: {what}", round(right, 3)))
+            rows.append(
+                Measure("H3", f"answers to what nothing tells: {what}", round(read + more, 3))
+            )
             rows.append(Measure("H2", f"forced choice of three: {what}", round(forced, 3)))
     told = {"questions": args.questions, "forced": args.forced or args.questions, "shares": shares}
     measure.report(args, rows, told | {"provider": args.provider})

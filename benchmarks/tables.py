@@ -145,9 +145,15 @@ def bytes_per_log() -> Table:
 def hidden(name: str = "hidden") -> Table:
     """What enters, by kind: free replies, and which of three names is likeliest."""
     shares = read(name)["timings"]["shares"]
-    rows = [["what enters", "free: right, %", "wrong, %", "forced choice of three: right, %"]]
+    names = {
+        "right": "free: right, %",
+        "wrong": "wrong, %",
+        "untold": "answers what nothing tells, %",
+        "forced": "forced choice of three: right, %",
+    }
+    names = {name: head for name, head in names.items() if name in shares["kv"]}
+    rows = [["what enters", *names.values()]]
     for kind, what in KINDS.items():
-        names = ("right", "wrong", "forced")
         rows.append([what, *(f"{100 * shares[kind][name]:.1f}" for name in names)])
     return rows
 

@@ -127,8 +127,22 @@ def test_closed_book_it_knows_no_more_than_the_best_constant_answers(flags):
     assert exact(rows) <= sum(constant) / len(constant)
 
 
+def test_kv_of_a_response_carries_what_led_to_it(tmp_path):
+    """Which of three names is likeliest: behind the same words as text it is a guess."""
+    import hidden
+
+    llm, mode = LLM.load(str(SHIPPED / "model"), max_new_tokens=64), MODES["log_kv"]
+    llm.open_store(tmp_path, mode)
+    asked = list(hidden.cases(generate(hidden.SEED), 40, mode))
+    right = {
+        kind: hidden.share_chosen(llm, asked, lambda c, kind=kind: hidden.prompt_of(c, kind))
+        for kind in ("kv", "wrong", "text")
+    }
+    assert right["kv"] > 0.9 and max(right["wrong"], right["text"]) < 0.6
+
+
 @pytest.mark.xfail(
-    strict=True, reason="the shipped model reads no hidden text: benchmarks/README.md"
+    strict=True, reason="the shipped model does not trust hidden text: benchmarks/README.md"
 )
 def test_kv_carries_what_the_kept_words_do_not_say(tmp_path):
     import hidden
