@@ -192,15 +192,17 @@ def text_of(curves: Curves) -> str:
 
 
 def draw(curves: Curves, path: Path) -> None:
-    """Accuracy against what a question costs, writing included."""
+    """Accuracy against what a question costs, writing included; of ways that are ever right."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.5, 5.5), layout="constrained")
         axes = figure.subplots()
-        for n, row in enumerate(curves.summaries):
-            colour, marker = PNG.runs[n % len(PNG.runs)], MARKERS[n % len(MARKERS)]
+        shown = [row for row in curves.summaries if row["em"]] or curves.summaries
+        for n, row in enumerate(shown):
+            colour = PNG.runs[n % len(PNG.runs)]
+            marker = MARKERS[(n + n // len(PNG.runs)) % len(MARKERS)]  # no pair comes twice
             axes.plot(row["whole"], 100 * row["em"], marker, color=colour, label=row["run"])
         axes.set(xlabel="seconds per question, writing included", ylabel="exact match, %")
         figure.legend(loc="outside lower center", ncols=2)
