@@ -59,6 +59,7 @@ def miniwiki_flags(parser: argparse.ArgumentParser) -> None:
         help="folder for checkpoints; default: training/ beside them")  # fmt: skip
     size("--tokens", 1, "tokens to read, prompts included")
     size("--annealing", 1, "tokens to read after them, at a lower rate, mostly of logs")
+    size("--hidden", 0, "tokens to read at the end, with more of what only hidden text says")
     size("--articles", 50, "articles of each training world")
     size("--questions", 10, "questions of each training world")
     size("--width", 32, "hidden size, a multiple of 32")
@@ -79,6 +80,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     names = (
         "tokens",
         "annealing",
+        "hidden",
         "articles",
         "questions",
         "width",

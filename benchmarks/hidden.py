@@ -1,12 +1,14 @@
 """What KV carries that the kept words do not say, on the embedded data set's own model.
 
 Every question has two hops. A document states the first fact; the second stands in the hidden text
-of one log, which keeps its answer tag alone; other logs keep answers of their own. The same words
-enter as KV, as KV behind another log's hidden text, as text, and with their reasoning as text.
-Free: what the model replies; it may search on. Forced: which of the three kept answers it finds
-likeliest in the right reply.
+of one log. It keeps its answer tag alone (`--mode log_kv_last_action`), or its last response, which
+begins with the name that the hidden fact has found (`--mode log_kv`); other logs keep names of their
+own. The same words enter as KV, as KV behind another log's hidden text, as text, and with their
+reasoning as text. Free: what the model replies; it may search on. Forced: which of the three kept
+names it finds likeliest in the right reply.
 
 python benchmarks/hidden.py --questions 500
+python benchmarks/hidden.py --questions 500 --mode log_kv --out benchmarks/results/hidden_response.json
 python benchmarks/hidden.py --questions 500 --forced 100 --provider vllm --out benchmarks/results/hidden_vllm.json
 
 With `--provider vllm` a server replies, which reads the same spans (`make vllm-test` builds it).
@@ -41,7 +43,7 @@ from lag.model.chat import kv_pairs
 from lag.model.decoder import Decoder
 from lag.model.llm import LLM
 from lag.model.vllm_endpoint import VllmEndpoint
-from lag.modes import MODES, last_response
+from lag.modes import MODES, Mode, all_responses, last_action, last_response
 from lag.prompts import Note, Prompt
 from lag.records import Document, Log, Reply
 from lag.tasks import TASKS
@@ -50,28 +52,32 @@ SEED = 2101  # a world that nothing else is measured on
 NUM_LOGS = 3
 NUM_DOCS = 2
 MODE = MODES["log_kv_last_action"]
+KEPT = (MODE.name, "log_kv")  # what logs keep: an answer tag, or a response
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """A question, its answer, and the logs and documents of its prompt, in order.
 
-    reply: the right last response. answers: what the logs keep.
+    reply: the right last response. kept: the name that each log keeps.
     foreign: as many logs of other questions, whose hidden text can stand in for that of `logs`.
     """
 
     question: str
     answer: str
     reply: str
+    mode: Mode
     logs: tuple[Log, ...]
+    kept: tuple[str, ...]
     foreign: tuple[Log, ...]
     documents: tuple[Document, ...]
 
 
-def cases(world: World, count: int) -> Iterator[Case]:
+def cases(world: World, count: int, mode: Mode = MODE) -> Iterator[Case]:
     """Questions of two hops: a document states the first fact, one log's hidden text the second."""
     rng = random.Random(f"hidden {world.seed}")
-    pairs = [pair for pair in shared_ends(world) if pair[0].start != pair[1].start]
+    tag_only = mode.keep is last_action
+    pairs = list((shared_ends if tag_only else shared_beginnings)(world))
     articles = {key: a for a in world.articles for key in known(a)}
     for _ in range(count):
         asked, solved = rng.choice(pairs)
@@ -79,13 +85,16 @@ def cases(world: World, count: int) -> Iterator[Case]:
         first, second = keys_of(world, asked)
         silent = [a for a in world.articles if second not in known(a)]
         documents = [articles[first], *rng.sample(silent, NUM_DOCS - 1)]
-        logs = [log_of(world, chain) for chain in (solved, *others)]
+        chains = [solved, *others]
         rng.shuffle(documents)
-        rng.shuffle(logs)
+        rng.shuffle(chains)
+        logs = tuple(log_of(world, chain) for chain in chains)
+        kept = tuple(world.facts[keys_of(world, chain)[-1 if tag_only else 0]] for chain in chains)
         texts = tuple(Document(a.id, a.title, a.content) for a in documents)
         foreign = [log_of(world, rng.choice(pairs)[1]) for _ in logs]
         answer = world.facts[second]
-        yield Case(asked.text, answer, told(world, asked), tuple(logs), tuple(foreign), texts)
+        reply = told(world, asked)
+        yield Case(asked.text, answer, reply, mode, logs, kept, tuple(foreign), texts)
 
 
 def told(world: World, chain: Chain) -> str:
@@ -98,19 +107,31 @@ def known(article: Any) -> set[tuple[str, str]]:
     return {(fact.noun, fact.subject) for fact in article.facts}
 
 
-def shared_ends(world: World) -> list[tuple[Chain, Chain]]:
-    """Chains of two hops that differ in the first and share the second, without second names."""
-    plain = {
-        key: name
-        for key, (name, first) in world.mentions.items()
-        if name not in world.aliases and not first
-    }
-    found = []
+def plain_facts(world: World) -> dict[tuple[str, str], str]:
+    """What the world's facts find, second names left out."""
+    pairs = world.mentions.items()
+    return {key: name for key, (name, first) in pairs if name not in world.aliases and not first}
+
+
+def shared_ends(world: World) -> Iterator[tuple[Chain, Chain]]:
+    """Two chains of two hops that differ in the first and share the second."""
+    plain = plain_facts(world)
     for (noun, middle), answer in plain.items():
         ends = [k for k, n in plain.items() if n == middle and leads_to(k[0], noun)]
         chains = [Chain(name, (first, noun)) for first, name in ends if name != answer]
-        found += list(itertools.permutations(chains, 2))
-    return found
+        pairs = itertools.permutations(chains, 2)
+        yield from (pair for pair in pairs if pair[0].start != pair[1].start)
+
+
+def shared_beginnings(world: World) -> Iterator[tuple[Chain, Chain]]:
+    """Two chains of two hops: what the first one's second finds, the second one's first does."""
+    plain = plain_facts(world)
+    for (noun, middle), answer in plain.items():
+        before = [k for k, n in plain.items() if n == middle and leads_to(k[0], noun)]
+        after = [k[0] for k in plain if k[1] == answer and leads_to(noun, k[0])]
+        for (first, name), then in itertools.product(before, after):
+            if name != answer:
+                yield Chain(name, (first, noun)), Chain(middle, (noun, then))
 
 
 def leads_to(first: str, second: str) -> bool:
@@ -122,19 +143,21 @@ def notes_of(case: Case, kind: str) -> tuple[Note, ...]:
     if kind == "none":
         return ()
     if kind == "full":
-        return tuple(Note(log.id, last_response(log)) for log in case.logs)
+        whole = last_response if case.mode.keep is last_action else all_responses
+        return tuple(Note(log.id, whole(log)) for log in case.logs)
     if kind == "text":
-        return tuple(Note(log.id, MODE.keep(log)) for log in case.logs)
+        return tuple(Note(log.id, case.mode.keep(log)) for log in case.logs)
     contexts = case.foreign if kind == "wrong" else case.logs
     pairs = zip(case.logs, contexts)
-    return tuple(Note(log.id, MODE.keep(log), MODE.after(other), True) for log, other in pairs)
+    mode = case.mode
+    return tuple(Note(log.id, mode.keep(log), mode.after(other), True) for log, other in pairs)
 
 
 KINDS = {
-    "kv": "answer tags as KV, encoded behind their reasoning",
-    "wrong": "the same tags as KV, encoded behind another log's reasoning",
-    "text": "the same tags as text",
-    "full": "tags with their reasoning, as text",
+    "kv": "kept words as KV, encoded behind their reasoning",
+    "wrong": "the same words as KV, encoded behind another log's reasoning",
+    "text": "the same words as text",
+    "full": "the words with their reasoning, as text",
     "none": "no logs",
 }
 
@@ -195,16 +218,12 @@ def share_chosen(
     right = total = 0
     choose = likeliest if isinstance(llm, LLM) else likeliest_served
     for case in asked:
-        kept = [answer_of(log) for log in case.logs]
+        kept = case.kept
         if len({*kept}) == len(kept):
             replies = [case.reply.replace(case.answer, other) for other in kept]
             right += kept[choose(llm, make(case), replies)] == case.answer
             total += 1
     return right / total
-
-
-def answer_of(log: Log) -> str:
-    return parse(last_response(log), "keywords").text
 
 
 def replies_of(llm: LLM | VllmEndpoint, asked: Sequence[Prompt]) -> list[Reply]:
@@ -235,7 +254,8 @@ def share_right(
 def opened(args: argparse.Namespace, folder: Path) -> Iterator[LLM | VllmEndpoint]:
     """Who replies, with its store open: the model here, or a server that reads what it encodes."""
     llm = LLM.load(args.model, max_new_tokens=64)
-    store = llm.open_store(folder, MODE)
+    mode = MODES[args.mode]
+    store = llm.open_store(folder, mode)
     if args.provider == "hf":
         yield llm
         return
@@ -245,7 +265,7 @@ def opened(args: argparse.Namespace, folder: Path) -> Iterator[LLM | VllmEndpoin
         encoder = Encoder(lambda dtype: llm, "store_log_kv.py", args.model)
         settings = dict(encoder=encoder, max_new_tokens=64, concurrency=32)
         served = VllmEndpoint(server.url, args.model, Client(), llm.tokenizer, **settings)
-        served.open_store(folder, MODE)
+        served.open_store(folder, mode)
         yield served
 
 
@@ -258,10 +278,13 @@ def main() -> None:
     parser.add_argument(
         "--provider", choices=("hf", "vllm"), default="hf", help="who replies (%(default)s)"
     )
+    parser.add_argument(
+        "--mode", choices=KEPT, default=KEPT[0], help="what logs keep (%(default)s)"
+    )
     parser.add_argument("--model", default=TASKS["miniwiki"].model, help="folder (%(default)s)")
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/")
     args = parser.parse_args()
-    asked = list(cases(generate(SEED), args.questions))
+    asked = list(cases(generate(SEED), args.questions, MODES[args.mode]))
     args.repeats, rows, shares = 1, [], {}
     with tempfile.TemporaryDirectory() as folder, opened(args, Path(folder)) as llm:
         for kind, what in KINDS.items():

@@ -142,7 +142,7 @@ def bytes_per_log() -> Table:
 
 
 def hidden(name: str = "hidden") -> Table:
-    """What enters, by kind: free replies, and which of three answers is likeliest."""
+    """What enters, by kind: free replies, and which of three names is likeliest."""
     shares = read(name)["timings"]["shares"]
     rows = [["what enters", "free: right, %", "wrong, %", "forced choice of three: right, %"]]
     for kind, what in KINDS.items():
@@ -404,6 +404,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "worlds-steps": lambda: of_worlds("steps", 1),
     "bytes": bytes_per_log,
     "hidden": hidden,
+    "hidden-response": lambda: hidden("hidden_response"),
     "solvers": solvers,
     "speed": speed,
     "linking": linking,

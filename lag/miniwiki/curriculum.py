@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 from lag import prompts
 from lag.actions import tags
 from lag.logs import playbook
+from lag.miniwiki import recalls
 from lag.miniwiki.drills import AS_KV, make_exams, make_lookups
 from lag.miniwiki.embedder import mean_vector
 from lag.miniwiki.gold_agent import FORMATS, make_examples
@@ -80,12 +81,13 @@ def validation_examples(
 
 
 def rate(recipe: Recipe, share: float) -> float:
-    """Learning rate: a linear warm-up, then a cosine down to a fiftieth; the same for the annealing.
+    """Learning rate: a linear warm-up, then a cosine down to a fiftieth; the same in every part.
 
-    share: of the training that is done; from 1 to 2 of the annealing.
+    share: of the training's first part that is done; from 1 on of its second, from 2 of its third.
     Source: warm restarts (SGDR, arXiv 1608.03983).
     """
-    highest, share = (recipe.rate, share) if share < 1 else (recipe.annealing_rate, share - 1)
+    highest = recipe.rate if share < 1 else recipe.annealing_rate
+    share -= min(int(share), 2)
     if share < recipe.warmup:
         return highest * (share + 1e-3) / recipe.warmup
     done = (share - recipe.warmup) / (1 - recipe.warmup)
@@ -114,9 +116,11 @@ class Curriculum:
         self.formats = [f for f in FORMATS if taught(f, recipe.without)]
 
     def share(self, at: Progress) -> float:
-        """How much of the training is done; from 1 to 2 of the annealing."""
-        more = at.tokens - self.recipe.tokens
-        return 1 + more / self.recipe.annealing if more >= 0 else at.tokens / self.recipe.tokens
+        """How much of the first part is done; from 1 on of the annealing, from 2 of the last part."""
+        ends = self.recipe.ends
+        part = sum(at.tokens >= end for end in ends[:-1])
+        begun = (0, *ends)[part]
+        return part + (at.tokens - begun) / (ends[part] - begun)
 
     def rate(self, at: Progress) -> float:
         return rate(self.recipe, self.share(at))
@@ -153,10 +157,15 @@ class Curriculum:
                 make_examples(world, embed, formats),
                 self.drills(make_lookups, world, recipe.kept, MOST),
                 self.drills(make_exams, world, recipe.kept, MOST),
+                self.recalls(world) if share >= 2 else (),
             )
         if recipe.without == "search":
             found = without_search(found)
         return encode_examples(found, make_tokenizer())
+
+    def recalls(self, world: World) -> Iterator[TrainingExample]:
+        as_kv = 0.0 if self.recipe.without == "kv" else recalls.AS_KV
+        return recalls.make_recalls(world, self.recipe.recalls, f"{self.recipe.seed}", as_kv)
 
     def drills(
         self, make: Callable, world: World, count: int, most: int

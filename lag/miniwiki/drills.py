@@ -78,7 +78,7 @@ def make_exams(
         first, turns = "", []
         for _ in range(QUESTIONS):
             noun, name = rng.choice(rng.choice((starts(known), by_logs, list(known.facts))))
-            chain = draw_chain(rng, world, noun, name)
+            chain = draw_chain(rng, world, (noun,), name)
             first = first or chain.text
             turns += answer(rng, library, known, chain)
         (_, reply), *then = turns
@@ -105,13 +105,18 @@ class Library:
         return self.told.get((noun, first or name)) or self.told.get(("name", name))
 
 
-def draw_chain(rng: random.Random, world: World, noun: str, name: str) -> Chain:
-    """A question that begins with a fact, at times by the other name of its subject."""
-    first = first_name(world, noun, name)
-    if rng.random() < NAMED_BOTH and RELATIONS[noun].subject in WITH_SECOND:
+def draw_chain(
+    rng: random.Random, world: World, begin: Sequence[str], name: str, more: int = 3
+) -> Chain:
+    """A question that begins with relations, at times by the other name of where it starts.
+
+    more: how many relations follow, at the most.
+    """
+    first = first_name(world, begin[0], name)
+    if rng.random() < NAMED_BOTH and RELATIONS[begin[0]].subject in WITH_SECOND:
         name = world.second.get(first, name)
-    nouns = [noun]
-    for _ in range(rng.randrange(4)):
+    nouns = [*begin]
+    for _ in range(rng.randrange(more + 1)):
         kind = RELATIONS[nouns[-1]].object
         choices = [n for n, r in RELATIONS.items() if r.subject == kind and n not in nouns]
         nouns += [rng.choice(choices)] if choices else []

@@ -1,6 +1,7 @@
 """What decides the weights of the embedded data set's models, and which worlds they are made on."""
 
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 from lag.miniwiki.world import World, generate
@@ -18,10 +19,13 @@ class Recipe:
 
     tokens: how many the model reads, prompts included. batch_tokens: per step.
     annealing: as many more, at annealing_rate, of which most show how logs are used.
+    hidden: as many more, from annealing_rate down once more, of which many ask for what only the
+        hidden text of a log as KV says.
     articles, questions: size of each training world.
     lookups: share of the training until which it is look-ups and nothing else; exams: until which
         it is exams. drills, exercises: how many of each a group has then. kept: how many of each
-        stand among the loop's prompts of a group, so that they stay known.
+        stand among the loop's prompts of a group, so that they stay known. recalls: exams that ask for
+        what hidden text says, in a group of the last part.
     fresh_names: share from which on names have other vectors at every update: a model that knows
         those of its training reads others worse, and one that never knew any learns more slowly.
     """
@@ -29,6 +33,7 @@ class Recipe:
     seed: int = 1
     tokens: int = 20_000_000
     annealing: int = 7_000_000
+    hidden: int = 7_000_000
     batch_tokens: int = 1024
     articles: int = 800
     questions: int = 600
@@ -43,15 +48,16 @@ class Recipe:
     drills: int = 2000
     exercises: int = 1200
     kept: int = 150
+    recalls: int = 1200
     fresh_names: float = 0.78
     dimensions: int = 128
     embedder_steps: int = 400
     without: str = ""
 
     @property
-    def ends(self) -> tuple[int, int]:
+    def ends(self) -> tuple[int, ...]:
         """Tokens at which a part of the training ends, and its rate starts anew."""
-        return self.tokens, self.tokens + self.annealing
+        return tuple(accumulate((self.tokens, self.annealing, self.hidden)))
 
     @property
     def identity(self) -> dict[str, Any]:

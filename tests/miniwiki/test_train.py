@@ -32,10 +32,16 @@ from lag.train.trainer import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Recipe(
-    tokens=70_000, annealing=20_000, articles=80, questions=40, width=32, heads=2, layers=2, drills=150, exercises=15, kept=20,
+    tokens=70_000, annealing=20_000, hidden=10_000, recalls=20, articles=80, questions=40, width=32, heads=2, layers=2, drills=150, exercises=15, kept=20,
     lookups=0.25, exams=0.4, batch_tokens=1024, embedder_steps=10, dimensions=32, warmup=0.1, rate=0.012,
 )  # fmt: skip
-LOOKUPS, EXAMS, LOOP, ANNEALING = 0, 24_500, 28_000, 70_000  # tokens at which its parts have begun
+LOOKUPS, EXAMS, LOOP, ANNEALING, HIDDEN = (
+    0,
+    24_500,
+    28_000,
+    70_000,
+    90_000,
+)  # tokens at which its parts have begun
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +190,7 @@ DRAWN = {
     EXAMS: "d4f669df3c78284b",
     LOOP: "c05c765e13282808",
     ANNEALING: "6c22bfc3104daa1e",
+    HIDDEN: "dcfec93364249841",
 }
 
 
@@ -242,9 +249,12 @@ def vars_of(recipe):
 
 def test_rate_rises_and_falls():
     recipe = Recipe()
-    rates = [rate(recipe, n / 100) for n in range(101)]
+    rates = [rate(recipe, n / 100) for n in range(301)]
     assert rates.index(max(rates)) == 2
-    assert rates[100] < 0.05 * recipe.rate < rates[50]
+    for end in (100, 200, 300):
+        part = rates[end - 100 : end]
+        assert part.index(max(part)) == 2
+        assert part[-1] < 0.05 * max(part) < part[50]
 
 
 def test_replies_are_counted_through_the_real_route(tmp_path, examples):
@@ -270,6 +280,8 @@ def test_the_command_makes_both_models(tmp_path, capsys):
         "6000",
         "--annealing",
         "2000",
+        "--hidden",
+        "1000",
         *sizes,
     ]
     assert train.main(arguments) == 0
