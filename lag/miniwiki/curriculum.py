@@ -157,15 +157,19 @@ class Curriculum:
                 make_examples(world, embed, formats),
                 self.drills(make_lookups, world, recipe.kept, MOST),
                 self.drills(make_exams, world, recipe.kept, MOST),
-                self.recalls(world) if share >= 2 else (),
+                self.about_hidden_text(world) if share >= 2 else (),
             )
         if recipe.without == "search":
             found = without_search(found)
         return encode_examples(found, make_tokenizer())
 
-    def recalls(self, world: World) -> Iterator[TrainingExample]:
-        as_kv = 0.0 if self.recipe.without == "kv" else recalls.AS_KV
-        return recalls.make_recalls(world, self.recipe.recalls, f"{self.recipe.seed}", as_kv)
+    def about_hidden_text(self, world: World) -> Iterator[TrainingExample]:
+        recipe, seed = self.recipe, f"{self.recipe.seed}"
+        as_kv = 0.0 if recipe.without == "kv" else recalls.AS_KV
+        return chain(
+            recalls.make_recalls(world, recipe.recalls, seed, as_kv),
+            recalls.make_recitals(world, recipe.recitals, seed, as_kv),
+        )
 
     def drills(
         self, make: Callable, world: World, count: int, most: int

@@ -1,4 +1,4 @@
-"""Exams whose logs are those of whole questions, and which ask for what only hidden text says.
+"""Drills whose logs are those of whole questions, and which ask for what only hidden text says.
 
 In the loop's own prompts few replies hang on it, and in the exams before these hidden text is short
 and its fact comes first in a reply: a model that had read both found the right one of three names in
@@ -13,6 +13,7 @@ from lag import prompts
 from lag.actions import Search, parse
 from lag.miniwiki.drills import (
     EXAM,
+    LOOKUP,
     QUESTIONS,
     Library,
     answer,
@@ -32,7 +33,7 @@ from lag.miniwiki.world import (
     keys_of,
 )
 from lag.modes import MODES
-from lag.prompts import Note
+from lag.prompts import Note, Prompt
 from lag.records import Log
 from lag.train.examples import TrainingExample
 
@@ -55,9 +56,7 @@ def make_recalls(world: World, count: int, seed: str, as_kv: float) -> Iterator[
     rng = random.Random(f"recalls {seed} {world.seed}")
     shelf = Shelf(world)
     for _ in range(count):
-        kv = rng.random() < as_kv
-        chains = [shelf.path(rng) for _ in range(rng.randint(1, MOST_LOGS))]
-        notes = tuple(as_note(rng, chain, solve(rng, world, chain), kv) for chain in chains)
+        notes = shelf.logs(rng, as_kv)
         told = {key for note in notes for key in shelf.keys(tells(note))}
         ways = {key: rng.choice([*shelf.ends.get(key[1], ()), None]) for key in sorted(told)}
         ways = {key: way for key, way in ways.items() if way and rng.random() < LED_TO}
@@ -74,6 +73,31 @@ def make_recalls(world: World, count: int, seed: str, as_kv: float) -> Iterator[
         (_, reply), *then = turns
         prompt = replace(prompts.qa_prompt(first, as_documents(articles)), notes=notes)
         yield TrainingExample(prompt, reply, EXAM, then=tuple(then))
+
+
+def make_recitals(world: World, count: int, seed: str, as_kv: float) -> Iterator[TrainingExample]:
+    """Logs of solved questions, an article, and a line for each of many facts: told, or unknown.
+
+    Only what stands for a fact's object is learned, so that every target is a choice between a name
+    that something tells and `unknown`; most unknown ones are other facts of what logs tell about.
+    """
+    rng = random.Random(f"recitals {seed} {world.seed}")
+    shelf = Shelf(world)
+    for _ in range(count):
+        notes, article = shelf.logs(rng, as_kv), rng.choice(shelf.own)
+        known = Knowledge()
+        known.add(article.facts)
+        for note in reversed(notes):
+            known.add(carried(note))
+        asked = dict.fromkeys([(f.noun, f.subject) for note in notes for f in tells(note)])
+        asked |= dict.fromkeys(rng.sample(sorted(known.facts), min(2, len(known.facts))))
+        for noun, name in list(asked):
+            others = [n for n, r in RELATIONS.items() if r.subject == RELATIONS[noun].subject]
+            asked[rng.choice(others), name] = None
+        lines = [follow(known, name, (noun,)).lines[0] for noun, name in asked]
+        rng.shuffle(lines)
+        prompt = Prompt(prompts.documents_block(as_documents([article])), notes=notes)
+        yield TrainingExample(prompt, " ".join(lines), LOOKUP, only_after="is")
 
 
 class Shelf:
@@ -104,6 +128,12 @@ class Shelf:
             chain = draw_chain(rng, self.world, begin, name)
             if len(chain.nouns) > 1:
                 return chain
+
+    def logs(self, rng: random.Random, as_kv: float) -> tuple[Note, ...]:
+        """Some logs of solved questions, all as KV or all as text."""
+        kv = rng.random() < as_kv
+        chains = [self.path(rng) for _ in range(rng.randint(1, MOST_LOGS))]
+        return tuple(as_note(rng, chain, solve(rng, self.world, chain), kv) for chain in chains)
 
     def keys(self, facts: list[Fact]) -> list[Key]:
         return [(f.noun, first_name(self.world, f.noun, f.subject)) for f in facts]

@@ -24,8 +24,8 @@ class Recipe:
     articles, questions: size of each training world.
     lookups: share of the training until which it is look-ups and nothing else; exams: until which
         it is exams. drills, exercises: how many of each a group has then. kept: how many of each
-        stand among the loop's prompts of a group, so that they stay known. recalls: exams that ask for
-        what hidden text says, in a group of the last part.
+        stand among the loop's prompts of a group, so that they stay known. recalls, recitals: exams and
+        look-ups that ask for what hidden text says, in a group of the last part.
     fresh_names: share from which on names have other vectors at every update: a model that knows
         those of its training reads others worse, and one that never knew any learns more slowly.
     """
@@ -33,7 +33,7 @@ class Recipe:
     seed: int = 1
     tokens: int = 20_000_000
     annealing: int = 7_000_000
-    hidden: int = 7_000_000
+    hidden: int = 10_000_000
     batch_tokens: int = 1024
     articles: int = 800
     questions: int = 600
@@ -48,7 +48,8 @@ class Recipe:
     drills: int = 2000
     exercises: int = 1200
     kept: int = 150
-    recalls: int = 1200
+    recalls: int = 600
+    recitals: int = 1500
     fresh_names: float = 0.78
     dimensions: int = 128
     embedder_steps: int = 400

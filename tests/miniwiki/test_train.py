@@ -32,7 +32,7 @@ from lag.train.trainer import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Recipe(
-    tokens=70_000, annealing=20_000, hidden=10_000, recalls=20, articles=80, questions=40, width=32, heads=2, layers=2, drills=150, exercises=15, kept=20,
+    tokens=70_000, annealing=20_000, hidden=10_000, recalls=10, recitals=10, articles=80, questions=40, width=32, heads=2, layers=2, drills=150, exercises=15, kept=20,
     lookups=0.25, exams=0.4, batch_tokens=1024, embedder_steps=10, dimensions=32, warmup=0.1, rate=0.012,
 )  # fmt: skip
 LOOKUPS, EXAMS, LOOP, ANNEALING, HIDDEN = (
