@@ -160,8 +160,9 @@ def compared(curves: Curves) -> list[dict[str, Any]]:
     }  # the last one of each run: the whole stream
     found = []
     for row in curves.summaries:
-        band = [whole[row["run"]].get(f"change {end}") for end in ("low", "high")]
-        change = {"value": row["em"] - base["em"], "low": band[0], "high": band[1]}
+        band = {end: whole[row["run"]].get(f"change {end}") for end in ("low", "high")}
+        enough = None not in band.values()
+        change = {"value": row["em"] - base["em"], "interval": band if enough else None}
         times = row["whole"] / (base["whole"] or 1)
         found.append({**row, "to_base": None if row is base else change, "times": times})
     return found
@@ -169,13 +170,13 @@ def compared(curves: Curves) -> list[dict[str, Any]]:
 
 def sentence(row: dict[str, Any]) -> str:
     """What the numbers of a mode support, and no more."""
-    points, low, high = (row["to_base"][name] for name in ("value", "low", "high"))
-    if low is None:
+    points, band = row["to_base"]["value"], row["to_base"]["interval"]
+    if not band:
         sure = f"in {row['orders']} orders, too few for a band"
-    elif low <= 0 <= high:
-        sure = f"within what the order alone does [{100 * low:+.1f}, {100 * high:+.1f}]"
     else:
-        sure = f"whatever the order [{100 * low:+.1f}, {100 * high:+.1f}]"
+        within = band["low"] <= 0 <= band["high"]
+        sure = "within what the order alone does" if within else "whatever the order"
+        sure += f" [{100 * band['low']:+.1f}, {100 * band['high']:+.1f}]"
     paid = [place for place in row["break_even"] if place]
     told = f"it has cost no more than base from question {round(fmean(paid))} on" if paid else (
         "it never costs less than base in all"
@@ -183,12 +184,11 @@ def sentence(row: dict[str, Any]) -> str:
     return f"* `{row['run']}`: {100 * points:+.1f} points of EM over base, {sure}; {row['times']:.2f} times the seconds, writing included; {told}."
 
 
-def text_of(curves: Curves) -> str:
+def text_of(curves: Curves, rows: Sequence[dict[str, Any]]) -> str:
     """The table and the sentences, as Markdown."""
     lines = ["| " + " | ".join(HEAD) + " |", "| " + " | ".join("---" for _ in HEAD) + " |"]
     lines += ["| " + " | ".join(cells) + " |" for cells in curves.cells()]
-    others = [row for row in compared(curves) if row["to_base"]]
-    return "\n".join([*lines, "", *map(sentence, others)]) + "\n"
+    return "\n".join([*lines, "", *(sentence(row) for row in rows if row["to_base"])]) + "\n"
 
 
 def draw(curves: Curves, path: Path) -> None:
@@ -214,9 +214,10 @@ def write(plan: Plan) -> dict[str, str]:
     evaluator = Evaluator(Catalogue(args.data), Sampling(1234))
     results = evaluator.results(runs_of_dataset(plan.paths, SPLIT, Skipping()))
     (curves,) = Curves.all_of(results, args.data)
-    text = text_of(curves)
+    rows = compared(curves)
+    text = text_of(curves, rows)
     write_text(plan.folder / "four_way.md", text)
-    result = {"made_by": measure.made_by(), "questions": args.questions, "rows": compared(curves)}
+    result = {"made_by": measure.made_by(), "questions": args.questions, "rows": rows}
     for path in filter(None, (plan.folder / "four_way.json", args.out)):
         write_json(path, result)
         draw(curves, path.with_suffix(".png"))

@@ -31,7 +31,7 @@ import measure  # first: it finds the toolkit
 from engine_server import EngineServer
 from measure import Measure
 
-from lag import prompts
+from lag import cli, prompts
 from lag.actions import parse
 from lag.engine.transfer_config import transfer_config
 from lag.http import Client
@@ -160,9 +160,8 @@ def notes_of(case: Case, kind: str) -> tuple[Note, ...]:
         return tuple(Note(log.id, whole(log)) for log in case.logs)
     if kind == "text":
         return tuple(Note(log.id, case.mode.keep(log)) for log in case.logs)
-    contexts = case.foreign if kind == "wrong" else case.logs
+    contexts, mode = case.foreign if kind == "wrong" else case.logs, case.mode
     pairs = zip(case.logs, contexts)
-    mode = case.mode
     return tuple(Note(log.id, mode.keep(log), mode.after(other), True) for log, other in pairs)
 
 
@@ -323,4 +322,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main, resumes=False)

@@ -18,7 +18,7 @@ from typing import Any
 import measure  # first: it finds the toolkit
 from measure import Measure
 
-from lag import prompts, trace_files
+from lag import cli, prompts, trace_files
 from lag.files import read_json
 from lag.logs.store import LogStore
 from lag.modes import MODES
@@ -127,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main, resumes=False)

@@ -24,7 +24,7 @@ import measure  # first: it finds the toolkit
 from hidden import likeliest
 from measure import Measure
 
-from lag import prompts
+from lag import cli, prompts
 from lag.actions import parse
 from lag.files import read_json
 from lag.json_checks import Row
@@ -201,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main, resumes=False)

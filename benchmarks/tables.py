@@ -414,15 +414,11 @@ def four_way() -> Table:
     columns = ("orders", "EM", "EM to `base`", "steps", "computed tokens", "seconds", "writing")
     rows = [["way", *columns, "times `base`'s seconds", "break-even question"]]
     for row in read("four_way")["rows"]:
-        change = row["to_base"]
-        gain = f"{100 * change['value']:+.1f}" if change else ""
-        if change and change["low"] is not None:
-            gain += f" [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]"
         rows.append([
             f"`{row['run']}`",
             str(row["orders"]),
             f"{100 * row['em']:.1f}",
-            gain,
+            spanned(row["to_base"], 100) if row["to_base"] else "",
             f"{row['steps']:.2f}",
             f"{row['tokens']:.0f}",
             f"{row['seconds']:.2f}",

@@ -152,7 +152,7 @@ def explained(error: Exception) -> str:
     return str(error)
 
 
-def guarded(main: Callable[[], int], resumes: bool = True) -> None:
+def guarded(main: Callable[[], int | None], resumes: bool = True) -> None:
     """Run a script's main: what a user can cause is one line and exit code 2.
 
     resumes: whether the script, stopped and repeated, goes on where it was.

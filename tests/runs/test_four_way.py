@@ -64,6 +64,6 @@ def test_a_small_run_ends_in_a_table_and_goes_on_where_it_was_stopped(
     assert text in said and "| base_s2 | 2 |" in text and "* `log_kv_s2_grow4`: +0.0" in text
     rows = {row["run"]: row for row in json.loads(out.read_text())["rows"]}
     assert rows["base_s2"]["to_base"] is None and out.with_suffix(".png").is_file()
-    assert rows["log_kv_s2_grow4"]["to_base"] == {"value": 0.0, "low": None, "high": None}
+    assert rows["log_kv_s2_grow4"]["to_base"] == {"value": 0.0, "interval": None}
     again = ScriptedLLM(small.stepwise)
     assert four_way.main(short, again) == 0 and not again.seen
