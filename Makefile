@@ -22,7 +22,7 @@ AT_ONCE = --batch-size 64
 DO = OMP_NUM_THREADS=1 $(RUN)
 KV_MODES = log_kv,log_kv_all,log_kv_last_action,log_kv_last_as_context
 
-.PHONY: install test check format stress vllm-test bench world demo demo-quick worlds four-way tables logs clean real real-quick real-full real-data real-logs real-train
+.PHONY: install test check format stress vllm-test bench world demo demo-quick worlds four-way tables logs clean real real-quick real-full real-four-way real-data real-logs real-train
 
 install: $(VENV)/.installed
 
@@ -148,8 +148,8 @@ real-quick: real-data
 # How the adapters were made: about an hour and a half of two cores with bfloat16 instructions.
 GOLD = $(DATA)/wikihop/preds/train
 TEACH = $(RUN) train.py imitate -d wikihop --data $(DATA) $(MINILM)
-LEARN = $(RUN) train.py sft -d wikihop --data $(DATA) --model $(SMOL) --dtype bfloat16 --save-dtype bfloat16 \
-	--logs text,kv --one-form --longest 1536 --epochs 1 --batch-size 1 --rate 3e-4 --every 80 --tokens-per-forward 1
+SMALL_STEPS = --dtype bfloat16 --save-dtype bfloat16 --longest 1536 --epochs 1 --batch-size 1 --every 80 --tokens-per-forward 1
+LEARN = $(RUN) train.py sft -d wikihop --data $(DATA) --model $(SMOL) $(SMALL_STEPS) --rate 3e-4 --logs text,kv --one-form
 
 define taught
 	$(TEACH) $(2) -m base
@@ -169,6 +169,17 @@ four-way: install
 	$(DO) dataset.py -d miniwiki --data data/four-way --seed $(SEED)
 	$(DO) embed.py -d miniwiki --data data/four-way
 	$(DO) benchmarks/four_way.py -d miniwiki --data data/four-way
+
+# The same with the real model: one stream, train and then test, each question answered by an adapter
+# that was not trained on it. The weights go on from the half that answers test.
+STREAM = -d wikihop --data data/four-way
+
+real-four-way: install models/.done
+	$(RUN) dataset.py $(STREAM) --from samples/wikihop/dev.json --docs samples/wikihop/corpus.json
+	$(RUN) embed.py $(STREAM) $(MINILM)
+	$(DO) benchmarks/four_way.py $(STREAM) --split train,test --short --orders 1 --adapters 161 \
+		--flags "$(REAL_MODEL) $(MINILM) --max-new-tokens 256 --adapter $(HALVES)" \
+		--training-flags "--model $(SMOL) --adapter $(HALVES)/0 $(SMALL_STEPS) --rate 1e-4 --validation 0.05"
 
 clean:
 	rm -rf $(VENV) $(VLLM) .pytest_cache .ruff_cache .hypothesis

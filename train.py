@@ -150,6 +150,7 @@ def sft_flags(parser: argparse.ArgumentParser) -> None:
     # fmt: off
     add("--from", dest="path", metavar="FILE", type=Path, required=True, help="predictions file, log store or folder of a run on the train split")
     add("--out", metavar="DIR", type=Path, required=True, help="folder of the adapter, or of the model with --tune full; checkpoints lie in training/ there")
+    add("--adapter", metavar="DIR", type=Path, help="an adapter of the same shape, whose training goes on in the new one")
     add("--also", metavar="FILE[:SHARE]", type=run_and_share, action="append", default=[], help="a further run, and the share of its questions that is drawn (1); may stand several times")
     add("--one-form", action="store_true", help="each question stands in one of the forms, drawn, instead of in all")
     add("--longest", metavar="N", type=number(0), default=0, help="leave out examples of more tokens; 0: of more than the model takes (%(default)s)")
@@ -212,7 +213,7 @@ def sft(args: argparse.Namespace) -> dict[str, Any]:
         args.tokens_per_marker,
     )
     model = args.model or task_of(Paths(args.data, args.dataset)).model
-    place = (args.dtype, args.device, args.tokens_per_forward, args.save_dtype)
+    place = (args.dtype, args.device, args.tokens_per_forward, args.save_dtype, args.adapter)
     return tune(model, source, adapter, recipe, args.out, *place)
 
 

@@ -20,6 +20,7 @@ import measure
 import naive
 from measure import Measure
 
+from lag import cli
 from lag.tasks import TASKS
 
 NAME = "miniwiki"
@@ -228,4 +229,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main, resumes=False)

@@ -16,6 +16,8 @@ from typing import Any
 import measure
 from measure import Measure
 
+from lag import cli
+
 PREFIX, STEPS = 8192, 24  # tokens
 ROWS, PROMPT = 16, 300  # of the embedded model; tokens
 WRITING, REPLY, LONG = 3, 64, 6000  # rows; tokens of their replies, and of the prompt that enters
@@ -197,4 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main, resumes=False)

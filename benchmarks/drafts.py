@@ -31,6 +31,8 @@ import naive
 from decoding import made_up
 from measure import Measure
 
+from lag import cli
+
 RECORDED = Path(__file__).with_name("recorded_replies.json")
 KEPT, QUESTION, REPLY, LOGS = 200, 105, 64, 3
 MOST = 64  # replies that are recorded
@@ -262,4 +264,4 @@ def bench(
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main, resumes=False)

@@ -2,6 +2,7 @@
 
 python benchmarks/four_way.py -d miniwiki --data data/four-way        # as `make four-way` does
 python benchmarks/four_way.py -d miniwiki --data data/four-way --dry-run
+python benchmarks/four_way.py -d wikihop --split train,test --short --orders 1 --adapters 161 --flags "..."
 
 Every part is a command that goes on where it was stopped, and so is the whole. It ends in one table,
 one figure (accuracy against cost), and one sentence per mode that the numbers support.
@@ -11,33 +12,39 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import measure  # first: it finds the toolkit
+import numpy as np
 
 import agentic
 import train
 from lag import cli
+from lag.evaluation.compare import difference
 from lag.evaluation.curve_figure import HEAD, Curves
 from lag.evaluation.figures import MARKERS, PNG, STYLE
 from lag.evaluation.find_runs import Skipping, runs_of_dataset
 from lag.evaluation.gold import Catalogue
-from lag.evaluation.intervals import Sampling
+from lag.evaluation.intervals import Resampler, Sampling
+from lag.evaluation.learning_curve import Stream, streams
 from lag.evaluation.results import Evaluator
 from lag.files import read_json, write_json, write_text
 from lag.logs.growing import in_order
 from lag.modes import MODES
 from lag.paths import Paths
-from lag.tasks import TASKS, read_questions
+from lag.records import Question
+from lag.tasks import SPLITS, TASKS, read_questions
 
-SPLIT = "train"  # only its rows are ever trained on
-BATCH = "8"
+LEARNED = "train"  # only its rows are ever trained on
+BATCH, SEED = "8", 1234
 # What is asked in how many orders: flags of `agentic.py`, and how many of the orders given.
 OTHERS = [name for name, mode in MODES.items() if mode.enters == "kv" and name != "log_kv"]
 SHEETS = [name for name, mode in MODES.items() if mode.enters == "sheet"]
-MANY = (("-m", "log_text,log_kv"), ("-m", "log_text", "--log-control", "random"))
+SHORT = (("-m", "log_text,log_kv"),)
+MANY = (*SHORT, ("-m", "log_text", "--log-control", "random"))
 FEW = (
     ("-m", ",".join([*OTHERS, *SHEETS])),
     ("-m", "log_cheatsheet", "--sheet", "carried"),
@@ -53,12 +60,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     # fmt: off
     add("-d", "--dataset", default="miniwiki", choices=TASKS, help="(%(default)s)")
     add("--data", type=Path, default=Path("data/four-way"), help="folder of all data sets (%(default)s)")
-    add("--questions", type=number, default=300, help="length of the stream (%(default)s)")
+    add("--split", type=cli.list_of(SPLITS, "split"), default=["train"], help="the stream's, in this order; only rows of train are ever trained on (train)")
+    add("--questions", type=number, default=300, help="of each split, at most (%(default)s)")
+    add("--short", action="store_true", help="only base, closed book, text, KV and weights")
     add("--orders", type=number, default=5, help="of base, text, KV and random logs (%(default)s)")
     add("--few-orders", type=number, default=3, help="of the rest (%(default)s)")
     add("--grow-every", type=number, default=16, help="questions between two versions (%(default)s)")
     add("--adapters", default="100,200,300", help="questions after which weights are trained; empty: never (%(default)s)")
     add("--flags", default="", help="more flags of agentic.py, such as --model, in one text")
+    add("--training-flags", default="", help="more flags of train.py sft, in one text; with --adapter the weights go on from one")
     add("--out", type=Path, help="a copy of the result file, and the figure beside it; default: both lie beside the runs only")
     add("--dry-run", action="store_true", help="print the commands and do nothing")
     # fmt: on
@@ -78,11 +88,12 @@ class Plan:
         self.common = ("-d", args.dataset, "--data", str(args.data))
         self.folder = self.paths.preds / "four-way"
 
-    def ask(self, *words: str, part: Sequence[str] | None = None) -> Command:
-        """Ask the stream, or only some of its questions."""
+    def ask(self, *words: str, split: str = "", part: Sequence[str] = ()) -> Command:
+        """Ask the stream, or only some questions of one split; the words come last, and count."""
+        splits = ("--split", split or ",".join(self.args.split))
         some = ("--ids", ",".join(part)) if part else ("--limit", str(self.args.questions))
         extra = (*self.args.flags.split(), "--batch-size", BATCH)
-        return ("agentic.py", *self.common, "--split", SPLIT, *some, *words, *extra)
+        return ("agentic.py", *self.common, *splits, *some, *extra, *words)
 
     def orders(self, count: int) -> Command:
         listed = ",".join(str(n) for n in range(1, count + 1))
@@ -90,17 +101,25 @@ class Plan:
 
     def streams(self) -> list[Command]:
         found = [self.ask("-m", "base", "--solver", "react,direct")]
-        found += [self.ask(*words, *self.orders(self.args.orders)) for words in MANY]
-        found += [self.ask(*words, *self.orders(self.args.few_orders)) for words in FEW]
+        many, few = (SHORT, ()) if self.args.short else (MANY, FEW)
+        found += [self.ask(*words, *self.orders(self.args.orders)) for words in many]
+        found += [self.ask(*words, *self.orders(self.args.few_orders)) for words in few]
         return found
 
     def merging(self) -> Command:
-        words = ("-m", "base", "--merge", "--limit", str(self.args.questions))
-        return ("agentic.py", *self.common, "--split", SPLIT, *words, *self.args.flags.split())
+        """Base's rows that can be trained on, in one file."""
+        return self.ask("-m", "base", "--merge", split=LEARNED)
 
-    def order(self, seed: int) -> list[str]:
-        questions = read_questions(self.paths, TASKS[self.args.dataset], SPLIT)
-        return [q.id for q in in_order(questions[: self.args.questions], str(seed))]
+    def order(self, seed: int) -> list[tuple[str, str]]:
+        """Split and id of every question of the stream."""
+        return [
+            (split, q.id)
+            for split in self.args.split
+            for q in in_order(self.questions(split), str(seed))
+        ]
+
+    def questions(self, split: str) -> list[Question]:
+        return read_questions(self.paths, TASKS[self.args.dataset], split)[: self.args.questions]
 
     def adapter(self, seed: int, first: int) -> Path:
         return self.folder / f"adapter_o{seed}_{first}"
@@ -108,27 +127,29 @@ class Plan:
     def training(self, seed: int, first: int) -> Command:
         out = self.adapter(seed, first)
         what = ("--from", str(out.with_suffix(".json")), "--out", str(out))
-        return ("train.py", "sft", *self.common, *what, "--filter", "answered")
+        extra = self.args.training_flags.split()
+        return ("train.py", "sft", *self.common, *what, "--filter", "answered", *extra)
 
-    def weights(self, seed: int, first: int, last: int | None) -> Command:
-        """What comes after a training, up to the next one; after the stream, as many as between."""
+    def weights(self, seed: int, first: int, last: int | None) -> list[Command]:
+        """Ask what comes after a training, up to the next one: a command per split."""
         asked = self.order(seed)[first:last]
         adapter = ("--adapter", str(self.adapter(seed, first)))
-        name = ("--run", f"weights_o{seed}_from{first}")
-        return self.ask("-m", "base", *adapter, *name, part=asked)
+        words = ("-m", "base", *adapter, "--run", f"weights_o{seed}_from{first}")
+        parts = {split: [id for where, id in asked if where == split] for split in self.args.split}
+        return [self.ask(*words, split=s, part=part) for s, part in parts.items() if part]
 
     def seen_so_far(self, seed: int, first: int) -> None:
         """The rows that an adapter is trained on: base's, of the first questions of an order."""
-        merged = read_json(self.paths.merged(SPLIT, Path(self.base_folder).name))
-        rows = {id: merged["results"][id] for id in self.order(seed)[:first]}
+        merged = read_json(self.paths.merged(LEARNED, self.base_name))
+        seen = [id for split, id in self.order(seed)[:first] if split == LEARNED]
         path = self.adapter(seed, first).with_suffix(".json")
         if not path.exists():
-            write_json(path, merged | {"results": rows})
+            write_json(path, merged | {"results": {id: merged["results"][id] for id in seen}})
 
     @property
-    def base_folder(self) -> Path:
-        (config,) = agentic.parse_args(list(self.ask("-m", "base")[1:])).runs()
-        return self.paths.run(SPLIT, config.name)
+    def base_name(self) -> str:
+        (config,) = agentic.parse_args(list(self.ask("-m", "base", split=LEARNED)[1:])).runs()
+        return config.name
 
 
 def follow(plan: Plan, do: Callable[[Command], None], dry: bool) -> None:
@@ -138,45 +159,66 @@ def follow(plan: Plan, do: Callable[[Command], None], dry: bool) -> None:
     places = plan.args.adapters
     if places:
         do(plan.merging())
-    for seed in range(1, plan.args.few_orders + 1) if places else ():
+    for seed in range(1, min(plan.args.orders, plan.args.few_orders) + 1) if places else ():
         for first, last in zip(places, [*places[1:], None]):
-            after = first >= plan.args.questions
+            after = first >= len(plan.order(seed))
             if after and seed > 1:
                 continue  # it answers nothing, and the first order's has seen the same questions
             if not dry:
                 plan.seen_so_far(seed, first)
             if dry or not (plan.adapter(seed, first) / "lag.json").exists():
                 do(plan.training(seed, first))
-            if not after:
-                do(plan.weights(seed, first, last))
+            for command in plan.weights(seed, first, last):
+                do(command)
 
 
 # --- what came of it ------------------------------------------------------------------------------
-def compared(curves: Curves) -> list[dict[str, Any]]:
-    """The summaries, each with its difference in EM to base and, of enough orders, a band."""
+def compared(curves: Curves, found: Sequence[Stream]) -> list[dict[str, Any]]:
+    """The summaries, each with its difference in EM to base and how sure that is.
+
+    over: what its interval at 95 % is over: orders, where they are enough for a band, or the
+    questions, paired, where there is one order.
+    """
     base = next(row for row in curves.summaries if row["run"].startswith("base"))
     whole = {
         row["run"]: row for row in curves.rows if (row["span"], row["metric"]) == ("all", "em")
     }  # the last one of each run: the whole stream
-    found = []
+    plain = {stream.order: stream for stream in found if stream.label == base["run"]}
+    rows = []
     for row in curves.summaries:
         band = {end: whole[row["run"]].get(f"change {end}") for end in ("low", "high")}
-        enough = None not in band.values()
-        change = {"value": row["em"] - base["em"], "interval": band if enough else None}
+        mine = [stream for stream in found if stream.label == row["run"]]
+        interval, over = (band, "orders") if None not in band.values() else (None, "")
+        if len(mine) == 1 and row is not base:
+            interval, over = over_questions(mine[0], plain[mine[0].order]), "questions"
+        change = {"value": row["em"] - base["em"], "interval": interval, "over": over}
         times = row["whole"] / (base["whole"] or 1)
-        found.append({**row, "to_base": None if row is base else change, "times": times})
-    return found
+        rows.append({**row, "to_base": None if row is base else change, "times": times})
+    return rows
+
+
+def over_questions(mine: Stream, base: Stream) -> dict[str, float] | None:
+    """The interval of the mean paired difference in EM, by the bootstrap that `evaluate.py` uses."""
+    pairs = zip(mine.values, base.values, strict=True)
+    changes = np.array([one["em"] - other["em"] for one, other in pairs])
+    resampler = Resampler([asked.outcome.question for asked in base.asked], SEED)
+    interval = difference(changes, resampler).interval
+    return asdict(interval) if interval else None
 
 
 def sentence(row: dict[str, Any]) -> str:
     """What the numbers of a mode support, and no more."""
-    points, band = row["to_base"]["value"], row["to_base"]["interval"]
+    points, band, over = (row["to_base"][name] for name in ("value", "interval", "over"))
     if not band:
         sure = f"in {row['orders']} orders, too few for a band"
     else:
         within = band["low"] <= 0 <= band["high"]
-        sure = "within what the order alone does" if within else "whatever the order"
-        sure += f" [{100 * band['low']:+.1f}, {100 * band['high']:+.1f}]"
+        alone, without = {
+            "orders": ("within what the order alone does", "whatever the order"),
+            "questions": ("not told from chance", "more than chance"),
+        }[over]
+        ends = f"[{100 * band['low']:+.1f}, {100 * band['high']:+.1f}]"
+        sure = f"{alone if within else without} {ends}"
     paid = [place for place in row["break_even"] if place]
     told = f"it has cost no more than base from question {round(fmean(paid))} on" if paid else (
         "it never costs less than base in all"
@@ -211,13 +253,14 @@ def draw(curves: Curves, path: Path) -> None:
 
 def write(plan: Plan) -> dict[str, str]:
     args = plan.args
-    evaluator = Evaluator(Catalogue(args.data), Sampling(1234))
-    results = evaluator.results(runs_of_dataset(plan.paths, SPLIT, Skipping()))
+    evaluator = Evaluator(Catalogue(args.data), Sampling(SEED))
+    splits = ",".join(args.split)
+    results = evaluator.results(runs_of_dataset(plan.paths, splits, Skipping()))
     (curves,) = Curves.all_of(results, args.data)
-    rows = compared(curves)
+    rows = compared(curves, streams(results, args.data))
     text = text_of(curves, rows)
     write_text(plan.folder / "four_way.md", text)
-    result = {"made_by": measure.made_by(), "questions": args.questions, "rows": rows}
+    result = {"made_by": measure.made_by(), "questions": len(plan.order(1)), "rows": rows}
     for path in filter(None, (plan.folder / "four_way.json", args.out)):
         write_json(path, result)
         draw(curves, path.with_suffix(".png"))

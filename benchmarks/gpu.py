@@ -25,6 +25,8 @@ from drafts import RECORDED, Ours, in_batches
 from measure import Measure
 from tiers import IDENTITY, drop_from_memory, made_up
 
+from lag import cli
+
 QUESTION = 64  # tokens
 BATCHES = (1, 8, 32)
 # fmt: off
@@ -337,4 +339,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main, resumes=False)

@@ -18,6 +18,7 @@ import measure  # first: it finds the toolkit
 from tables import difference
 from worlds import NAME
 
+from lag import cli
 from lag.evaluation.compare import compare, estimates
 from lag.evaluation.find_runs import read_folder
 from lag.evaluation.gold import Catalogue
@@ -158,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main, resumes=False)

@@ -17,6 +17,7 @@ from typing import Any
 import measure  # first: it finds the toolkit
 from measure import Measure
 
+from lag import cli
 from lag.prompts import Prompt
 from lag.train.annotate import joined
 from lag.train.batches import MaskedExample, encode_examples
@@ -205,4 +206,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main, resumes=False)

@@ -15,6 +15,7 @@ from typing import Any
 
 import measure  # first: it finds the toolkit
 
+from lag import cli
 from lag.evaluation.find_runs import runs_of_files
 from lag.files import read_json, write_json
 from lag.metrics import normalize
@@ -105,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main, resumes=False)

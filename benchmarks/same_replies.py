@@ -17,7 +17,7 @@ import hidden
 import measure
 from measure import Measure
 
-from lag import prompts
+from lag import cli, prompts
 from lag.miniwiki.world import generate
 from lag.model.llm import LLM
 from lag.modes import MODES, Mode
@@ -102,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main, resumes=False)

@@ -34,7 +34,7 @@ from measure import Measure
 import agentic
 import embed
 import store_log_kv
-from lag import trace_files
+from lag import cli, trace_files
 from lag.files import read_json
 from lag.miniwiki.world import generate
 from lag.model.llm import LLM
@@ -587,4 +587,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main, resumes=False)

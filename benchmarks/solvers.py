@@ -13,6 +13,7 @@ from typing import Any
 
 import measure  # first: it finds the toolkit
 
+from lag import cli
 from lag.files import read_json, write_json
 
 NAME = "miniwiki"
@@ -53,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main, resumes=False)

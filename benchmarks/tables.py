@@ -16,6 +16,7 @@ from real_hidden import KINDS as REAL_KINDS
 from solvers import MODES as SOLVER_MODES
 from worlds import CONTROLS, PLACES, SHOWN
 
+from lag import cli
 from lag.evaluation.curve_figure import told_break_even
 from lag.files import read_json
 from lag.solvers import SOLVERS
@@ -409,11 +410,11 @@ def served_seconds() -> Table:
     return rows
 
 
-def four_way() -> Table:
+def four_way(name: str = "four_way") -> Table:
     """Every way to keep logs on one stream: what it brings, and all that it costs."""
     columns = ("orders", "EM", "EM to `base`", "steps", "computed tokens", "seconds", "writing")
     rows = [["way", *columns, "times `base`'s seconds", "break-even question"]]
-    for row in read("four_way")["rows"]:
+    for row in read(name)["rows"]:
         rows.append([
             f"`{row['run']}`",
             str(row["orders"]),
@@ -469,6 +470,8 @@ if any(map(timed, SERVED)):
     TABLES |= {"served-seconds": served_seconds}
 if (RESULTS / "four_way.json").is_file():
     TABLES |= {"four-way": four_way}
+if (RESULTS / "real_four_way.json").is_file():
+    TABLES |= {"real-four-way": lambda: four_way("real_four_way")}
 if (RESULTS / "hidden_vllm.json").is_file():
     TABLES |= {"hidden-served": hidden_served}
 
@@ -504,4 +507,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main, resumes=False)

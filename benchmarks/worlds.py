@@ -18,6 +18,7 @@ from typing import Any
 import measure  # first: it finds the toolkit
 import numpy as np
 
+from lag import cli
 from lag.evaluation.intervals import CHANGE, SHARE, Resampler
 from lag.files import read_json, write_json
 from lag.miniwiki.gold_agent import carried, stated
@@ -429,4 +430,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.guarded(main, resumes=False)

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from lag import files
 from lag.files import read_json
-from lag.model.adapter import CONFIG, FACTS, BaseModel, ReaderGate, chat_opening, make_rows
+from lag.model.adapter import (
+    CONFIG,
+    FACTS,
+    BaseModel,
+    ReaderGate,
+    chat_opening,
+    check_base,
+    check_files,
+    make_rows,
+)
 from lag.paths import ADAPTER_FILES
 from lag.train.batches import predict
 from lag.train.trainer import Forward
@@ -60,6 +69,7 @@ class Tuned:
     """A model with what is trained of it.
 
     base: what it was before. peft: None where all weights are trained. gate: of a reader.
+    start: an adapter that begins it, in place of fresh matrices.
     """
 
     def __init__(
@@ -68,6 +78,7 @@ class Tuned:
         tokenizer: "PreTrainedTokenizerFast",
         recipe: AdapterRecipe,
         seed: int = 0,
+        start: Path | None = None,
     ):
         import torch
 
@@ -80,8 +91,29 @@ class Tuned:
         ids = add_tokens(model, tokenizer, recipe.tokens)
         if recipe.tune != "full":
             self.peft = wrap(model, recipe, ids)
+        if start:
+            self.go_on_from(start)
         if recipe.reader:
             self.gate = ReaderGate(model, chat_opening(tokenizer))
+
+    def go_on_from(self, folder: Path) -> None:
+        """Begin with the numbers of an adapter that the same recipe made.
+
+        Raises:
+            ValueError: no adapter of ours, or one of another base model or recipe.
+        """
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        facts, mine = check_files(folder), asdict(self.recipe) | {"tokens": [*self.recipe.tokens]}
+        check_base(folder, facts.get("base", {}), self.base)
+        theirs = facts.get("recipe", {}) | {"dropout": self.recipe.dropout}
+        for name in (name for name in mine if mine[name] != theirs.get(name)):
+            raise ValueError(
+                f"--adapter {folder} was trained with {name} {theirs.get(name)}, not {mine[name]}: "
+                "its training goes on in the same shape only"
+            )
+        set_peft_model_state_dict(self.peft, load_file(folder / ADAPTER_FILES[1]))
 
     def forward(self, model: "PreTrainedModel", batch: dict[str, "Tensor"]) -> tuple[Any, Any]:
         """As `predict`; of a reader, active where it will be in use."""

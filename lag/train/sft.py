@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from lag import cli
-from lag.files import file_digest, write_text
+from lag.files import file_digest, files_digest, write_text
 from lag.kv.forward import UNBOUNDED
 from lag.model.adapter import FACTS
 from lag.model.loaded import load_checkpoint, max_length
 from lag.modes import MODES
-from lag.paths import Paths
+from lag.paths import ADAPTER_FILES, Paths
 from lag.train.adapters import AdapterRecipe, Tuned, read_facts
 from lag.train.batches import MaskedExample, encode_examples
 from lag.train.examples import TrainingExample
@@ -118,8 +118,11 @@ def tune(
     device: str = "auto",
     tokens_per_forward: int = 8192,
     save_dtype: str = "",
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Train on a past run's rows and write an adapter, or a model; goes on where it stopped.
+
+    start: an adapter whose training goes on in the new one.
 
     Raises:
         ValueError: rows or a model that cannot be used, or a folder that holds something else.
@@ -130,7 +133,7 @@ def tune(
     makers = source.makers()
     examples = drawn(makers, source, weights, recipe.seed)
     loaded, tokenizer = load_checkpoint(model, dtype, device, False)
-    tuned = Tuned(loaded, tokenizer, adapter, recipe.seed)
+    tuned = Tuned(loaded, tokenizer, adapter, recipe.seed, start)
     parts = split(examples, source.validation, recipe.seed)
     longest = min(max_length(loaded, tokenizer), source.longest or UNBOUNDED)
     counts = sum((maker.counts for maker in makers), Counter[str]())
@@ -140,7 +143,8 @@ def tune(
     counts = {"examples": len(rows), "validation": len(held), "left_out": dict(+counts)}
     logger.info("%d examples, %d for validation; left out: %s", *counts.values())
     facts = {"base": tuned.base, "adapter": asdict(adapter), "data": data_facts(source, makers)}
-    supplier = Epochs(rows, recipe, facts)
+    begun = {"start": files_digest(start, ADAPTER_FILES, 16)} if start else {}
+    supplier = Epochs(rows, recipe, facts | begun)
     trainer = Trainer(
         loaded, supplier, out / "training", AdamW(), tokens_per_forward, tuned.forward
     )
@@ -150,7 +154,8 @@ def tune(
     done = {"updates": trainer.progress.steps, "tokens": trainer.progress.tokens}
     seconds = {"seconds": round(sum(row["seconds"] for row in curve), 1)}
     summary = {"out": str(out), **counts, **done, **losses, **seconds}
-    known = {"training": asdict(recipe), "data": facts["data"], "questions": questions_of(makers)}
+    taught = {*questions_of(makers), *(read_facts(start).get("questions", []) if start else ())}
+    known = {"training": asdict(recipe) | begun, "data": facts["data"], "questions": sorted(taught)}
     tuned.save(out, {**known, "result": summary}, save_dtype)
     return summary
 
@@ -174,9 +179,9 @@ def drawn(
     return found
 
 
-def questions_of(makers: Sequence[ExampleMaker]) -> list[str]:
+def questions_of(makers: Sequence[ExampleMaker]) -> set[str]:
     """Ids of the questions of all rows, whether examples were made of them or not."""
-    return sorted({row.get("question_id", id) for m in makers for id, row in m.run.rows.items()})
+    return {row.get("question_id", id) for m in makers for id, row in m.run.rows.items()}
 
 
 def check_out(out: Path) -> None:

@@ -9,6 +9,8 @@ import small
 from scripted import ScriptedLLM
 
 import agentic
+from lag.paths import Paths
+from lag.tasks import TASKS, read_questions
 
 ROOT = Path(agentic.__file__).parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -64,6 +66,34 @@ def test_a_small_run_ends_in_a_table_and_goes_on_where_it_was_stopped(
     assert text in said and "| base_s2 | 2 |" in text and "* `log_kv_s2_grow4`: +0.0" in text
     rows = {row["run"]: row for row in json.loads(out.read_text())["rows"]}
     assert rows["base_s2"]["to_base"] is None and out.with_suffix(".png").is_file()
-    assert rows["log_kv_s2_grow4"]["to_base"] == {"value": 0.0, "interval": None}
+    assert rows["log_kv_s2_grow4"]["to_base"] == {"value": 0.0, "interval": None, "over": ""}
     again = ScriptedLLM(small.stepwise)
     assert four_way.main(short, again) == 0 and not again.seen
+
+
+def test_a_stream_of_two_splits_trains_on_the_first_only(words, small_data, tmp_path, capsys):
+    """As with the real model: what comes after the training is asked split by split."""
+    both = [*words, "--split", "train,test", "--short", "--orders", "1"]
+    start = ["--training-flags", "--adapter adapters/half --epochs 1"]
+    assert four_way.main([*both, *start, "--adapters", "6", "--dry-run"]) == 0
+    lines = [line.split()[1:] for line in capsys.readouterr().err.splitlines()]
+    (trained,) = (line for line in lines if line[0] == "train.py")
+    assert trained[-4:] == ["--adapter", "adapters/half", "--epochs", "1"]
+    asked = {line[line.index("--split") + 1]: line for line in lines if "weights_o1_from6" in line}
+    assert list(asked) == ["train", "test"]
+    paths, ids = Paths(small_data, "wikihop"), {}
+    for split, line in asked.items():
+        ids[split] = line[line.index("--ids") + 1].split(",")
+        known = {q.id for q in read_questions(paths, TASKS["wikihop"], split)}
+        assert known >= set(ids[split])
+    assert len(ids["train"]) == 4 and set(ids["test"]) == known
+
+    out = tmp_path / "four_way.json"
+    whole = [*both, "--adapters", "", "--out", str(out)]
+    assert four_way.main(whole, ScriptedLLM(small.stepwise)) == 0
+    result = json.loads(out.read_text())
+    rows = {row["run"]: row for row in result["rows"]}
+    assert rows.keys() == {"base_s2", "base_direct", "log_text_s2_grow4", "log_kv_s2_grow4"}
+    assert {row["questions"] for row in rows.values()} == {result["questions"]} == {10 + len(known)}
+    alone = rows["log_kv_s2_grow4"]["to_base"]  # one order: over its questions, which all agree
+    assert alone["over"] == "questions" and alone["interval"]["low"] < 0 < alone["interval"]["high"]

@@ -196,6 +196,35 @@ def test_another_recipe_does_not_go_on(logged, tmp_path, tiny_folder):
         sft(logged, source, tmp_path, "--rate", "0.5", model=tiny_folder)
 
 
+def test_a_training_goes_on_from_an_adapter(logged, tmp_path, tiny_folder, capsys):
+    """It begins with its numbers, and what it was trained on stays known."""
+    source = Paths(logged, "wikihop").log_store
+    rest = changed(source, tmp_path / "half.json", results=some_rows(source, 6))
+    assert sft(logged, rest, tmp_path / "a", "--rate", "0.02", model=tiny_folder) == 0
+    again = ["--adapter", tmp_path / "a", "--filter", "all", "--validation", "0"]
+    assert sft(logged, source, tmp_path / "b", *again, "--rate", "0", model=tiny_folder) == 0
+    kept, same = (load_file(tmp_path / one / "adapter_model.safetensors") for one in "ab")
+    assert kept.keys() == same.keys() and all(kept[key].equal(same[key]) for key in kept)
+    assert sft(logged, source, tmp_path / "c", *again, "--rate", "0.02", model=tiny_folder) == 0
+    further = load_file(tmp_path / "c" / "adapter_model.safetensors")
+    assert not all(kept[key].equal(further[key]) for key in kept)
+    facts = [json.loads((tmp_path / one / "lag.json").read_text()) for one in "ac"]
+    assert len(facts[0]["questions"]) == 6 and len(facts[1]["questions"]) == 10
+    assert facts[0]["base"] == facts[1]["base"] and len(facts[1]["training"]["start"]) == 16
+    with pytest.raises(ValueError, match="trained with rank 2, not 4: its training"):
+        sft(logged, source, tmp_path / "d", *again, "--rank", "4", model=tiny_folder)
+    with pytest.raises(ValueError, match="trained with tune lora, not full"):
+        sft(logged, source, tmp_path / "d", *again, "--tune", "full", model=tiny_folder)
+    with pytest.raises(ValueError, match="no adapter_config"):
+        sft(logged, source, tmp_path / "d", "--adapter", tmp_path, model=tiny_folder)
+    assert not (tmp_path / "d").exists()
+
+
+def some_rows(source, count):
+    rows = json.loads(source.read_text())["results"]
+    return dict(list(rows.items())[:count])
+
+
 def test_documents_that_only_a_server_had_are_those_that_the_run_kept(logged, tmp_path):
     rows = json.loads(Paths(logged, "wikihop").log_store.read_text())["results"]
     row = next(iter(rows.values()))
