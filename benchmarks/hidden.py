@@ -182,21 +182,19 @@ def prompt_of(case: Case, kind: str, untold: bool = False) -> Prompt:
 def likeliest(llm: LLM, prompt: Prompt, replies: Sequence[str]) -> int:
     """Which of several replies a model finds likeliest, by the sum of log-probabilities.
 
-    They are rows of one batch, told token by token behind the placed logs.
+    The prompt is computed once; each reply goes on from it and is taken back.
     """
     import torch
 
-    told = [llm.chat.content_ids(reply) for reply in replies]
-    plans, _ = llm.kv.place([prompt] * len(told), [llm.chat.encode(prompt)] * len(told))
-    decoder, scores = Decoder(llm.model, llm.kv.rotator), torch.zeros(len(told))
-    with torch.inference_mode():
-        logits = decoder.prefill(plans)
-        for ids in itertools.zip_longest(*told):
-            each = logits.float().log_softmax(-1)  # (rows, V)
-            for row, id in enumerate(ids):
-                scores[row] += 0.0 if id is None else each[row, id]
-            logits = decoder.advance(torch.tensor([0 if id is None else id for id in ids]))
-    return int(scores.argmax())
+    plans, _ = llm.kv.place([prompt], [llm.chat.encode(prompt)])
+    decoder, scores = Decoder(llm.model, llm.kv.rotator), []
+    before = decoder.prefill(plans)  # (1, V)
+    for ids in map(llm.chat.content_ids, replies):
+        logits = torch.cat([before, decoder.extend([ids])])[:-1]  # (T, V)
+        told = logits.float().log_softmax(-1)[range(len(ids)), list(ids)]
+        scores.append(float(told.sum()))
+        decoder.take_back([len(ids)])
+    return scores.index(max(scores))
 
 
 def likeliest_served(served: VllmEndpoint, prompt: Prompt, replies: Sequence[str]) -> int:
