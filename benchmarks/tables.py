@@ -13,6 +13,7 @@ from typing import Any
 import measure  # first: it finds the toolkit
 from hidden import KINDS
 from real_hidden import KINDS as REAL_KINDS
+from real_hidden import SIDES
 from solvers import MODES as SOLVER_MODES
 from worlds import CONTROLS, PLACES, SHOWN
 
@@ -303,24 +304,13 @@ def real_exactness() -> Table:
 def real_hidden() -> Table:
     """What enters, by kind: right by forced choice and freely, without and with the adapter."""
     found = read("real_hidden")
-    rows = [
-        [
-            "what enters",
-            "untrained: forced",
-            "right",
-            "wrong",
-            "log-tuned: forced",
-            "right",
-            "wrong",
-        ]
-    ]
-    for kind, what in REAL_KINDS.items():
-        shares = [
-            found[when][kind][name]
-            for when in ("before", "after")
-            for name in ("forced", "right", "wrong")
-        ]
-        rows.append([what, *(f"{100 * share:.1f}" for share in shares)])
+    said = ("forced choice of three", "right, freely", "wrong, freely")
+    rows = [["model", "what enters", *said]]
+    for side in SIDES:
+        for kind, what in REAL_KINDS.items():
+            one = found[side][kind]
+            cells = (spanned(one[name], 100, "") for name in ("forced", "right", "wrong"))
+            rows.append([side, what, *cells])
     return rows
 
 

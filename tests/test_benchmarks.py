@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 import warm
+
+from lag.train.adapters import AdapterRecipe, Tuned
 
 BENCHMARK = "benchmarks/gpu.py"
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,3 +79,29 @@ def test_em_is_measured_seed_by_seed(tmp_path):
     blind = tmp_path / "seed-1" / "blind" / "miniwiki"
     assert (blind / "dev_train.json").exists()
     assert not [*blind.glob("dev_test.json"), *blind.glob("dev.json")]
+
+
+@pytest.mark.stress
+def test_what_is_done_of_the_real_hidden_text_is_kept(tmp_path, tiny_folder):
+    """A part that is there is not computed again; one of another model is refused."""
+    sample = ROOT / "samples" / "wikihop"
+    words = ["-d", "wikihop", "--data", tmp_path, "--from", sample / "dev.json"]
+    assert warm.run_script("dataset.py", *words, "--docs", sample / "corpus.json").returncode == 0
+    Tuned(tiny.tiny_model(), tiny.byte_tokenizer(), AdapterRecipe()).save(tmp_path / "a", {})
+    out, work = tmp_path / "out.json", tmp_path / "work"
+    words = ["--adapter", tmp_path / "a", "--data", tmp_path, "--work", work, "--out", out]
+    words += ["--questions", "3", "--dtype", "float32"]
+    script = "benchmarks/real_hidden.py"
+    done = warm.run_script(script, "--model", tiny_folder, *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert len(found["measures"]) == 10 and found["timings"]["questions"] == 3
+    (work / "untrained_kv.json").unlink()
+    made = {path: path.stat().st_mtime_ns for path in work.glob("*.json")}
+    assert len(made) == 9
+    assert warm.run_script(script, "--model", tiny_folder, *words).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert json.loads(out.read_text())["timings"] == found["timings"]
+    other = tiny.save_tiny(tmp_path / "other", hidden_size=128)
+    done = warm.run_script(script, "--model", other, *words)
+    assert done.returncode == 2 and "was made with another model" in done.stderr
