@@ -1,10 +1,10 @@
 """Cross-fitting: of several adapters, each question is answered by one that was not trained on it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lag.files import files_digest, read_json
+from lag.files import digest_of, files_digest, read_json
 from lag.paths import ADAPTER_FACTS, ADAPTER_FILES, adapters_in
 from lag.records import Question
 
@@ -59,3 +59,16 @@ def owners(questions: Sequence[Question], adapters: Sequence[Fitted]) -> dict[st
             )
         found[question.id] = free[0]
     return found
+
+
+def models_digest(made_by: Mapping[str, str], adapters: Sequence[Fitted]) -> str:
+    """What identifies a base model with each of several adapters.
+
+    made_by: the fingerprint of the model with one of them; it names no adapter where they are readers.
+    """
+    parts = {name: value for name, value in made_by.items() if name != "digest"}
+    marks = [{"adapter": one.digest} if "adapter" in parts else {} for one in adapters]
+    each = [
+        digest_of(parts | mark)[:24] for mark in sorted(marks, key=lambda mark: [*mark.values()])
+    ]
+    return digest_of(each, 24)

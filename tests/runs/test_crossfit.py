@@ -9,6 +9,7 @@ import torch
 import agentic
 from lag.agent.crossfit import Fitted, owners, several
 from lag.files import files_digest
+from lag.logs.versions import LogVersions
 from lag.paths import ADAPTER_FILES, Paths
 from lag.records import Question
 from lag.tasks import TASKS, read_questions
@@ -83,6 +84,23 @@ def test_shares_of_two_processes_make_the_same_rows(run, halves):
     parts = run(*flags, "-p", "1", "--num-partitions", "2", name="parts")
     seen = {id: (row["adapter"], replies(row)) for id, row in whole.items()}
     assert {id: (row["adapter"], replies(row)) for id, row in parts.items()} == seen
+
+
+def test_a_stream_grows_on_in_a_split_that_one_adapter_answers(run, halves, small_data):
+    """All test questions are new to both adapters, and the first answers them; the store is one."""
+    flags = ["-m", "log_kv", "--adapter", halves, "--split", "train,test", "--grow"]
+    rows = run(*flags, "--grow-every", "4", name="stream")
+    paths = Paths(small_data, "wikihop")
+    later = [*map(json.loads, (paths.run("test", "stream") / "part-0.jsonl").open())]
+    first, _ = several(halves)
+    assert (
+        {row["adapter"] for row in later} == {first.digest} < {r["adapter"] for r in rows.values()}
+    )
+    store = LogVersions(paths.grown("stream"))
+    assert (
+        len(store.versions) == 1 + 3 + 2 and len(store.versions[0].settings["model_digest"]) == 24
+    )
+    assert sum(len(version.asked) for version in store.versions) == len(rows) + len(later)
 
 
 def test_another_set_of_adapters_is_another_run(run, halves, tmp_path):
