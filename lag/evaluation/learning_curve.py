@@ -195,14 +195,14 @@ def streams(results: Sequence[Result], data: Path) -> list[Stream]:
     for parts in every:
         if not parts.grows:
             groups.setdefault(label_of(parts.name), []).append(parts)
-    base = min(
-        (g[0].name for g in groups.values() if is_plain(g[0].first.run)), key=len, default=""
-    )
+    whole = [n for n, g in groups.items() if not any(FROM.search(parts.name) for parts in g)]
+    plain = [name for name in whole if is_plain(groups[name][0].first.run)]
+    base = min(plain, key=len, default="")
     found: list[Stream] = []
     for order in orders:
-        plain = placed(base, groups[base], order, None, True) if base else None
-        rest = (placed(n, g, order, plain) for n, g in groups.items() if n != base)
-        found += [stream for stream in (plain, *rest) if stream]
+        first = placed(base, groups[base], order, None, True) if base else None
+        rest = (placed(n, g, order, first) for n, g in groups.items() if n != base)
+        found += [stream for stream in (first, *rest) if stream]
     return found + grown
 
 

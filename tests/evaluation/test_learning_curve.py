@@ -202,6 +202,11 @@ def test_runs_that_begin_later_are_one_stream_with_the_baseline_before(
     assert sum(asked.writing for asked in found.asked) == pytest.approx(24.0)
     row = next(r for r in summaries(streams(read(root), root)) if r["run"] == "weights")
     assert "the baseline answers the first 4 questions" in row["note"]
+    for split in ("train", "test"):  # a name longer than theirs, as with an adapter
+        folder = Paths(root, "wikihop").run(split, "base_s2")
+        folder.rename(folder.with_name("base_s2_adapter-0123abcd"))
+    again = {stream.label: stream for stream in streams(read(root), root)}
+    assert again["base_s2_adapter-0123abcd"].plain and again["weights"].borrowed == 4
 
 
 def test_names():
