@@ -2,8 +2,8 @@
 
 python benchmarks/growing.py
 
-G1: a step takes in 16 traces, whose vectors are drawn at once, and writes a version. G2: one pass
-over the vectors is their product with the query, in numpy on one thread. G3: what opening a store
+N1: a step takes in 16 traces, whose vectors are drawn at once, and writes a version. N2: one pass
+over the vectors is their product with the query, in numpy on one thread. N3: what opening a store
 leaves in memory; the vectors stay in the page cache, the texts on the disk.
 """
 
@@ -93,10 +93,10 @@ def main() -> None:
     step = measure.ratio(steps, large, str(SIZES[0]))
     search = measure.ratio(searches, "retrieval", "pass")
     measures = [
-        Measure("V1", f"a step of growing at {large} logs over one at {SIZES[0]}", step, most=1.2),
-        Measure("V2", f"retrieval over {large} logs over one pass", search, most=1.2),
-        Measure("V2", "the nearest 10 are those of float64 (1: yes)", float(exact), least=1),
-        Measure("V3", "bytes that an open store holds per log", held / sum(SIZES), most=1000),
+        Measure("N1", f"a step of growing at {large} logs over one at {SIZES[0]}", step, most=1.2),
+        Measure("N2", f"retrieval over {large} logs over one pass", search, most=1.2),
+        Measure("N2", "the nearest 10 are those of float64 (1: yes)", float(exact), least=1),
+        Measure("N3", "bytes that an open store holds per log", held / sum(SIZES), most=1000),
     ]
     timings = measure.in_milliseconds(steps), measure.in_milliseconds(searches)
     measure.report(args, measures, {"steps of growing": timings[0], "searches": timings[1]})

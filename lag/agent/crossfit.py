@@ -61,8 +61,8 @@ def owners(questions: Sequence[Question], adapters: Sequence[Fitted]) -> dict[st
     return found
 
 
-def models_digest(made_by: Mapping[str, str], adapters: Sequence[Fitted]) -> str:
-    """What identifies a base model with each of several adapters.
+def models_of(made_by: Mapping[str, str], adapters: Sequence[Fitted]) -> dict[str, str]:
+    """What identifies a base model with each of several adapters, whichever answer; else nothing.
 
     made_by: the fingerprint of the model with one of them; it names no adapter where they are readers.
     """
@@ -71,4 +71,4 @@ def models_digest(made_by: Mapping[str, str], adapters: Sequence[Fitted]) -> str
     each = [
         digest_of(parts | mark)[:24] for mark in sorted(marks, key=lambda mark: [*mark.values()])
     ]
-    return digest_of(each, 24)
+    return {"model_digest": digest_of(each, 24)} if adapters else {}

@@ -32,15 +32,12 @@ class Ready:
 
     agents: by the digest of their adapter where there are several; else one, under "".
     owners: by question the one of several adapters that answers it; else empty.
-    models: of several adapters, what identifies the models of all, whichever answer here: a stream
-        goes on in another split.
     logs: the store, or what one that grows begins with; None where no log enters.
     """
 
     agents: Mapping[str, LoopSettings]
     owners: Mapping[str, crossfit.Fitted]
     identity: dict[str, Any]
-    models: dict[str, str]
     logs: LogStore | None
     grown: GrowingLogs | None
 
@@ -83,7 +80,9 @@ class Worker(Models):
             ready = self.prepare(run)
             manifest.begin(run.manifest, ready.identity, run.config, len(run.questions))
             if ready.grown:
-                ready.grown.begin(stream_of(run, ready.identity | ready.models), ready.logs.logs)
+                made_by = ready.agent.llm.fingerprint(run.paths.kv)
+                models = crossfit.models_of(made_by, crossfit.several(run.config.adapter))
+                ready.grown.begin(stream_of(run, ready.identity | models), ready.logs.logs)
             self.note(run, ready.agent, start=manifest.now())
             trace_files.cut_torn_line(part)
             tally = self.fill(run, part, ready)
@@ -199,8 +198,7 @@ class Worker(Models):
 
         One agent for each adapter that answers, else one in all.
         """
-        several = crossfit.several(run.config.adapter)
-        owners = crossfit.owners(run.questions, several)
+        owners = crossfit.owners(run.questions, crossfit.several(run.config.adapter))
         folders = {one.digest: one.folder for one in owners.values()}
         logs = self.load_logs(run) if run.mode.enters else None
         grown = self.open_grown(run) if run.grows else None
@@ -212,13 +210,9 @@ class Worker(Models):
         identities = [self.identity(run, agent, digest) for agent in agents.values()]
         identity = identities[0]
         if folders:
-            digests = [one["model_digest"] for one in identities]
-            identity |= {"model_digest": files.digest_of(digests, 24)}
-        models = {}
-        if several:
-            made_by = next(iter(agents.values())).llm.fingerprint(run.paths.kv)
-            models = {"model_digest": crossfit.models_digest(made_by, several)}
-        return Ready(agents, owners, identity, models, logs, grown)
+            models = [one["model_digest"] for one in identities]
+            identity |= {"model_digest": files.digest_of(models, 24)}
+        return Ready(agents, owners, identity, logs, grown)
 
     def make_agent(
         self, run: Run, logs: LogStore | None, grown: GrowingLogs | None, adapter: Path | None
