@@ -74,6 +74,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     # fmt: on
     args = parser.parse_args(argv)
     args.adapters = [int(one) for one in args.adapters.split(",") if one]
+    if args.adapters and LEARNED not in args.split:
+        parser.error(
+            f"--split {','.join(args.split)}: only rows of {LEARNED} are trained on; add it, or give --adapters ''"
+        )
     return args
 
 

@@ -67,8 +67,7 @@ def models_of(made_by: Mapping[str, str], adapters: Sequence[Fitted]) -> dict[st
     made_by: the fingerprint of the model with one of them; it names no adapter where they are readers.
     """
     parts = {name: value for name, value in made_by.items() if name != "digest"}
-    marks = [{"adapter": one.digest} if "adapter" in parts else {} for one in adapters]
-    each = [
-        digest_of(parts | mark)[:24] for mark in sorted(marks, key=lambda mark: [*mark.values()])
-    ]
+    by_digest = sorted(adapters, key=lambda one: one.digest)
+    marks = [{"adapter": one.digest} if "adapter" in parts else {} for one in by_digest]
+    each = [digest_of(parts | mark)[:24] for mark in marks]
     return {"model_digest": digest_of(each, 24)} if adapters else {}

@@ -53,6 +53,13 @@ def test_an_adapter_that_answers_nothing_is_trained_once(words, capsys):
     assert [line.count("_10 ") for line in trained] == [0, 1, 0, 0]
 
 
+def test_a_stream_without_train_questions_has_nothing_to_train_on(words, capsys):
+    with pytest.raises(SystemExit):
+        four_way.main([*words, "--split", "test", "--dry-run"])
+    assert "only rows of train are trained on" in capsys.readouterr().err
+    assert four_way.main([*words, "--split", "test", "--adapters", "", "--dry-run"]) == 0
+
+
 def test_a_small_run_ends_in_a_table_and_goes_on_where_it_was_stopped(
     words, small_data, tmp_path, capsys
 ):
