@@ -63,6 +63,8 @@ def miniwiki_flags(parser: argparse.ArgumentParser) -> None:
     size("--questions", 10, "questions of each training world")
     size("--width", 32, "hidden size, a multiple of 32")
     size("--embedder-steps", 1, "updates of the embedder")
+    add("--start", metavar="DIR", type=Path,
+        help="folder with model/ and embedder/ to go on from: --annealing tokens, none before them")  # fmt: skip
     add("--without", choices=WITHOUT, default="",
         help="what the model is not taught: logs as KV, or replies that search; default: all is")  # fmt: skip
     add("--validation", metavar="N", type=cli.at_least(1), default=64,
@@ -96,7 +98,8 @@ def miniwiki(args: argparse.Namespace) -> dict[str, Any]:
     recipe = recipe_of(args)
     from lag.miniwiki.shipped_models import make_models
 
-    return make_models(recipe, args.out, args.work or args.out / "training", args.validation)
+    work = args.work or args.out / "training"
+    return make_models(recipe, args.out, work, args.validation, args.start)
 
 
 def imitate_flags(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +158,8 @@ def sft_flags(parser: argparse.ArgumentParser) -> None:
     add("--one-form", action="store_true", help="each question stands in one of the forms, drawn, instead of in all")
     add("--longest", metavar="N", type=number(0), default=0, help="leave out examples of more tokens; 0: of more than the model takes (%(default)s)")
     add("--save-dtype", choices=("float32", "bfloat16"), default="", help="of an adapter's stored numbers; default: as they were trained")
-    add("--filter", choices=tuple(FILTERS), default="correct", help="which rows are learned from (%(default)s)")
+    add("--filter", choices=tuple(FILTERS), default="correct", help="which rows are learned from; solved: all rows of a question that has a right one (%(default)s)")
+    add("--gold-answers", action="store_true", help="the answer of a wrong row is exchanged for the gold one, as em does it")
     add("--weights", metavar="FILE", type=Path, help="a weight per row, as train.py weigh writes them; default: all alike")
     add("--logs", metavar="FORM", type=cli.list_of(FORMS, "form of logs"), help=f"how the run's logs stand in the examples, a comma list: {', '.join(FORMS)}; default: as in the run")
     add("--layout", choices=("paper", "system-first", "user"), default="", help="where logs stand; default: as in the run")
@@ -211,6 +215,7 @@ def sft(args: argparse.Namespace) -> dict[str, Any]:
         args.longest,
         args.labels,
         args.tokens_per_marker,
+        args.gold_answers,
     )
     model = args.model or task_of(Paths(args.data, args.dataset)).model
     place = (args.dtype, args.device, args.tokens_per_forward, args.save_dtype, args.adapter)
@@ -313,7 +318,7 @@ def em_flags(parser: argparse.ArgumentParser) -> None:
     add("--iterations", metavar="N", type=number(1), default=3, help="at most so many (%(default)s)")
     add("--samples", metavar="K", type=number(1), default=4, help="trajectories per question (%(default)s)")
     add("--temperature", metavar="T", type=number(0.01, float), default=0.8, help="at which they are drawn (%(default)s)")
-    add("--filter", choices=tuple(FILTERS), default="all", help="which rows are learned from; correct is rejection sampling (%(default)s)")
+    add("--filter", choices=tuple(FILTERS), default="all", help="which rows are learned from: correct is rejection sampling, solved takes all of a question that has a right one (%(default)s)")
     add("--uniform-weights", action="store_true", help="all samples weigh alike")
     add("--validation", metavar="X", type=number(0, float, 0.9), default=0.1, help="share of the train questions that is held out, to stop by (%(default)s)")
     add("--patience", metavar="N", type=number(1), default=1, help="stop after N iterations in a row that are no better on them (%(default)s)")

@@ -27,6 +27,20 @@ FILES = (measure.ROOT / "benchmarks" / "README.md", measure.ROOT / "README.md")
 PLACE = re.compile(r"(<!-- table ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 SHORT = ("base", "log_text", "log_text_all", "log_kv", *CONTROLS)
 
+TUNED = {
+    "before": "before",
+    "adapter": "an adapter, logs encoded with it",
+    "reader": "a reader, off while logs are encoded",
+    "whole": "all weights",
+}
+
+LEARNED = {
+    "weighted": "solved questions, weighted",
+    "uniform": "solved questions, all samples alike",
+    "correct": "right samples alone",
+    "all": "all questions, weighted",
+}
+
 Table = list[list[str]]
 
 
@@ -314,6 +328,16 @@ def real_hidden() -> Table:
     return rows
 
 
+def log_tuning() -> Table:
+    """What is read of tags that are kept as KV: forced, and free, by how the model was tuned."""
+    rows = [["model", "what enters", "forced choice of three", "right, freely", "wrong, freely"]]
+    for tuned, kinds in read("log_tuning")["timings"]["shares"].items():
+        for kind, one in kinds.items():
+            shares = (f"{100 * one[name]:.1f}" for name in ("forced", "right", "wrong"))
+            rows.append([TUNED[tuned], KINDS[kind], *shares])
+    return rows
+
+
 def markers() -> Table:
     """Per arm the accuracy of each seed; below, what markers change, pooled."""
     found = read("markers")
@@ -332,18 +356,18 @@ def markers() -> Table:
 
 
 def em_learns() -> Table:
-    """EM on unseen questions before and after, by seed: with weights, uniform ones, right samples."""
-    arms = ("weighted", "uniform", "correct")
-    rows = [["seed, world", "before", *(f"{arm}: after" for arm in arms), "gain, weighted", "uniform", "correct", "weighted to uniform", "to correct", "minutes"]]  # fmt: skip
+    """EM on unseen questions before and after, by seed and by what is learned from."""
+    rows = [["seed, world", "learned from", "EM before", "after", "gain", "weighted minus these"]]
     for seed, one in read("em_learns")["timings"]["seeds"].items():
-        gains = (one["to_before"][arm] for arm in arms)
-        others = (one["weighted_to"][arm] for arm in arms[1:])
-        rows.append([
-            f"{seed}, {one['settings']['world']}",
-            *(f"{100 * one['em'][run]:.1f}" for run in ("before", *arms)),
-            *(spanned(change, 100) for change in (*gains, *others)),
-            f"{one['minutes']:.1f}",
-        ])  # fmt: skip
+        for arm, what in LEARNED.items():
+            rows.append([
+                f"{seed}, {one['settings']['world']}",
+                what,
+                f"{100 * one['em']['before']:.1f}",
+                f"{100 * one['em'][arm]:.1f}",
+                spanned(one["to_before"][arm], 100),
+                spanned(one["weighted_to"][arm], 100) if arm in one["weighted_to"] else "",
+            ])  # fmt: skip
     return rows
 
 
@@ -452,6 +476,8 @@ if (RESULTS / "real_exactness.json").is_file():
     TABLES |= {"real-exactness": real_exactness}
 if (RESULTS / "real_hidden.json").is_file():
     TABLES |= {"real-hidden": real_hidden}
+if (RESULTS / "log_tuning.json").is_file():
+    TABLES |= {"log-tuning": log_tuning}
 if (RESULTS / "em_learns.json").is_file():
     TABLES |= {"em-learns": em_learns}
 if (RESULTS / "serving.json").is_file():

@@ -24,6 +24,7 @@ class Recipe:
         stand among the loop's prompts of a group, so that they stay known.
     fresh_names: share from which on names have other vectors at every update: a model that knows
         those of its training reads others worse, and one that never knew any learns more slowly.
+    start: digest of the weights that the training goes on from; none of a fresh model.
     """
 
     seed: int = 1
@@ -47,6 +48,7 @@ class Recipe:
     dimensions: int = 128
     embedder_steps: int = 400
     without: str = ""
+    start: str = ""
 
     @property
     def ends(self) -> tuple[int, int]:

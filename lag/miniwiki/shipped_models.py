@@ -2,13 +2,18 @@
 
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
+from transformers import LlamaForCausalLM
 
+from lag.files import file_digest
 from lag.miniwiki.curriculum import Counts, check_replies, trainer, validation_examples
 from lag.miniwiki.embedder import save_embedder, train_embedder
 from lag.miniwiki.recipe import FIRST_SEED, VALIDATION_SEED, Recipe
@@ -54,20 +59,70 @@ Made by `python train.py miniwiki` from generated worlds with seeds below {first
 """
 
 
-def make_models(recipe: Recipe, out: Path, work: Path, per_format: int) -> dict[str, Any]:
+def make_models(
+    recipe: Recipe, out: Path, work: Path, per_format: int, start: Path | None = None
+) -> dict[str, Any]:
     """Train both models, from where an earlier start stopped, and write them.
 
     work: folder of the checkpoints. per_format: replies of each format that are checked.
+    start: folder of two models that were made so. The training goes on from the language model of
+        it with what the recipe has behind its first tokens; the embedder stays as it is.
 
     Returns:
         Tokens, updates and the shares of good replies by format.
+
+    Raises:
+        ValueError: a start that cannot be read.
     """
-    weights = embedder_weights(recipe, work)
-    training = train_language_model(recipe, weights, work)
+    made = read(start, "model") if start else {}
+    if start:
+        recipe = replace(recipe, tokens=0, start=file_digest(weights_file(start, "model"), 16))
+    weights = (
+        read(start, "embedder")["embedding.weight"] if start else embedder_weights(recipe, work)
+    )
+    training = train_language_model(recipe, weights, work, made)
     results = validate(training, weights, work, per_format)
     publish(training, weights, out, results)
     done = training.progress
     return {"tokens": done.tokens, "steps": done.steps, "formats": results}
+
+
+def weights_file(start: Path, name: str) -> Path:
+    return start / name / "model.safetensors"
+
+
+def read(start: Path, name: str) -> dict[str, np.ndarray]:
+    """The weights of a model that was made before.
+
+    Raises:
+        ValueError: there is none that can be read.
+    """
+    path = weights_file(start, name)
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"--start {start}: {path} cannot be read ({error}); expected a folder as `train.py "
+            "miniwiki --out` makes it"
+        ) from error
+
+
+def put_into(model: LlamaForCausalLM, weights: dict[str, np.ndarray]) -> None:
+    """
+    Raises:
+        ValueError: weights of a model of another shape.
+    """
+    own = dict(model.named_parameters())
+    differs = {
+        name for name, p in own.items() if name not in weights or weights[name].shape != p.shape
+    }
+    if differs or len(own) != len(weights):
+        raise ValueError(
+            f"--start: {', '.join(sorted(differs)[:2])} of another shape; repeat its --width"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(torch.from_numpy(weights[name]))
 
 
 def embedder_weights(recipe: Recipe, work: Path) -> np.ndarray:
@@ -82,9 +137,13 @@ def embedder_weights(recipe: Recipe, work: Path) -> np.ndarray:
     return weights
 
 
-def train_language_model(recipe: Recipe, weights: np.ndarray, work: Path) -> Trainer:
-    """Train to the end, from the last checkpoint if there is one."""
+def train_language_model(
+    recipe: Recipe, weights: np.ndarray, work: Path, made: dict[str, np.ndarray]
+) -> Trainer:
+    """Train to the end, from the last checkpoint if there is one, else from the weights made before."""
     training = trainer(recipe, weights, work)
+    if made:
+        put_into(training.model, made)
     training.resume()
     held_out = encode_examples(validation_examples(recipe, weights, 10), make_tokenizer())
     group = training.progress.group

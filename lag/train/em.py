@@ -2,7 +2,9 @@
 
 Each part is the command that also stands alone, and leaves its files in `iter_00i/`; what is there is
 not made again, so that a killed run goes on. One language model is in memory at a time. Every fit
-begins at the base model. Questions are train questions; those held out say when to stop.
+begins at the base model, and learns the gold answer behind each trajectory: what is maximised is
+sum_k w_k (log p(trajectory_k) + log p(gold answer | trajectory_k)). Questions are train questions;
+those held out say when to stop.
 Source: ExSearch (arXiv 2505.20128); fits from the base model as in ReST-EM (arXiv 2312.06585).
 """
 
@@ -220,6 +222,7 @@ class EM:
             weights=None if self.recipe.uniform else weights,
             log_store=config.log_store,
             validation=0.0,
+            gold=True,
         )
         place = (config.dtype, config.device, self.tokens_per_forward)
         out = self.fitted(number)

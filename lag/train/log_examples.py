@@ -25,7 +25,7 @@ from lag.step_prompt import StatedSettings, made_again, note_of
 from lag.tasks import kept_documents, read_documents, read_questions, task_of
 from lag.train.examples import Format, TrainingExample
 from lag.train.markers import Span, marked
-from lag.train.past_run import FILTERS, PastRun
+from lag.train.past_run import FILTERS, PastRun, correct, with_gold
 
 FORMS = ("none", "text", "kv")  # how logs can stand in an example
 
@@ -36,6 +36,7 @@ class ExampleMaker:
 
     forms: how its logs stand in them; as in the run if empty. layout: the run's if empty.
     labels: the parts of replies that get markers, by row and step; None: no markers.
+    gold: a wrong answer is exchanged for the gold one, as in the M-step of EM (`lag.train.em`).
     counts: rows and steps that became none, with the reason.
     """
 
@@ -46,6 +47,7 @@ class ExampleMaker:
     log_store: Path | None = None
     labels: Mapping[tuple[str, int], tuple[Span, ...]] | None = None
     tokens_per_marker: int = 1
+    gold: bool = False
     counts: Counter[str] = field(default_factory=Counter)
 
     def check_adapter(self, folder: Path | None) -> None:
@@ -134,15 +136,16 @@ class ExampleMaker:
         """
         self.check()
         found: dict[str, list[TrainingExample]] = {}
-        for trace in self.run.traces():
-            question = self.question_of(trace)
-            if not FILTERS[wanted](trace, question, self.settings[0].task):
+        rows = [(trace, self.question_of(trace)) for trace in self.run.traces()]
+        kept = FILTERS[wanted](rows, self.settings[0].task)
+        for trace, question in rows:
+            if trace.id not in kept:
                 self.counts[f"not {wanted}"] += 1
                 continue
             weight = weight_of(trace.id, weights)
             mine = [replace(e, weight=weight) for e in self.of_trace(trace, question)]
             found.setdefault(question.id, []).extend(mine)
-        self.counts["failed"] = len(self.run.rows) - sum(1 for _ in self.run.traces())
+        self.counts["failed"] = len(self.run.rows) - len(rows)
         if not found:
             raise ValueError(
                 f"--from {self.run.path}: none of its {len(self.run.rows)} rows is {wanted}; "
@@ -167,7 +170,15 @@ class ExampleMaker:
                 prompt = self.prompt(trace, number, question, settings)
                 format = Format(settings.mode.name, settings.layout, prefill=settings.prefill)
                 ended = not most or step.new_tokens < most
-                yield TrainingExample(prompt, self.marked(trace, number), format, ended=ended)
+                reply = self.target(trace, number, question)
+                yield TrainingExample(prompt, reply, format, ended=ended)
+
+    def target(self, trace: Trace, number: int, question: Question) -> str:
+        """What is learned to say in a step."""
+        step, task = trace.steps[number], self.settings[0].task
+        if self.gold and step.action == "answer" and not correct(trace, question, task):
+            return with_gold(step.reply, question)
+        return self.marked(trace, number)
 
     def marked(self, trace: Trace, number: int) -> str:
         """A reply with its markers; one without a label, or no step of the loop, stays as it is."""

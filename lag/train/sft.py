@@ -78,6 +78,7 @@ class Source:
     more: further runs, each with the share of its questions that is drawn.
     one_form: each question stands in one of the forms, drawn, instead of in all.
     longest: tokens that an example may have; 0: what fits the model.
+    gold: wrong answers are exchanged for gold ones.
     """
 
     dataset: str
@@ -94,6 +95,7 @@ class Source:
     longest: int = 0
     labels: Path | None = None
     tokens_per_marker: int = 1
+    gold: bool = False
 
     def makers(self) -> list[ExampleMaker]:
         """One per run; beside others, a run without logs stands as it is."""
@@ -103,7 +105,7 @@ class Source:
             run = PastRun.read(path)
             plain = self.more and not MODES[run.settings["mode"]].enters
             forms = () if plain else self.forms
-            said = (self.layout, self.log_store, labels, self.tokens_per_marker)
+            said = (self.layout, self.log_store, labels, self.tokens_per_marker, self.gold)
             found.append(ExampleMaker(run, paths, forms, *said))
         return found
 

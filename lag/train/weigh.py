@@ -15,18 +15,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lag.actions import tags
 from lag.files import write_text
 from lag.json_checks import Row
-from lag.metrics import letter_at
 from lag.model.chat import Chat
 from lag.records import Question, Trace
 from lag.train.batches import MaskedExample, batches, collate, lay_out, predict
 from lag.train.examples import Format, TrainingExample
 from lag.train.log_examples import ExampleMaker
+from lag.train.past_run import CLOSE, spellings, up_to_answer
 from lag.train.trainer import Forward
-
-CLOSE = "</ans>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,27 +37,6 @@ class Weight:
     sample: int | None
     answer_logprob: float | None
     weight: float
-
-
-def up_to_answer(reply: str) -> str:
-    """A reply up to where its answer's text begins; an answer is opened in one that has none."""
-    answers = [tag for tag in tags(reply) if tag.name == "ans"]
-    before = reply[: answers[-1].start] if answers else f"{reply.rstrip()}\n"
-    return f"{before}<ans>"
-
-
-def spellings(question: Question) -> tuple[str, ...]:
-    """The gold answer and its aliases; of multiple choice the letter, bare and as prompts have it.
-
-    Raises:
-        ValueError: there is none.
-    """
-    golds = tuple(dict.fromkeys(filter(str.strip, question.answers)))
-    if not golds:
-        raise ValueError(f"question {question.id!r} has no gold answer to weigh samples by")
-    letters = {letter_at(n) for n in range(len(question.options))}
-    shown = [f"({gold})" for gold in golds if gold in letters]
-    return (*shown, *golds)
 
 
 def forced(example: TrainingExample, gold: str, chat: Chat) -> MaskedExample:

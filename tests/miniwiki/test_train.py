@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -24,6 +25,7 @@ from lag.miniwiki.embedder import mean_vector, search_pairs, train_embedder
 from lag.miniwiki.gold_agent import FORMATS, UNKNOWN, make_examples, stated
 from lag.miniwiki.init_weights import make_model
 from lag.miniwiki.recipe import FIRST_SEED, NUM_PAIR_WORLDS, VALIDATION_SEED, Recipe, make_world
+from lag.miniwiki.shipped_models import put_into, read
 from lag.miniwiki.tokenizer import make_tokenizer, phrases, word_pieces
 from lag.miniwiki.world import NAMES, TRAINING_NAMES, generate
 from lag.model.chat import Chat
@@ -255,36 +257,68 @@ def test_replies_are_counted_through_the_real_route(tmp_path, examples):
     assert all(count["exact"] == 0 for count in counts.values())
 
 
-def test_the_command_makes_both_models(tmp_path, capsys):
+SIZES = ["--articles", "80", "--questions", "40", "--width", "32", "--embedder-steps", "5"]
+SIZES += ["--validation", "2"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with two small models."""
+    folder = tmp_path_factory.mktemp("models") / "made"
+    words = ["miniwiki", "--out", str(folder), "--tokens", "6000", "--annealing", "2000", *SIZES]
+    assert train.main(words) == 0
+    return folder
+
+
+def test_the_command_makes_both_models(made, capsys):
     from transformers import AutoModelForCausalLM
 
     from lag.retrieval.embedder import Embedder
 
-    sizes = ["--articles", "80", "--questions", "40", "--width", "32", "--embedder-steps", "5"]
-    sizes += ["--validation", "2"]
-    arguments = [
-        "miniwiki",
-        "--out",
-        str(tmp_path / "made"),
-        "--tokens",
-        "6000",
-        "--annealing",
-        "2000",
-        *sizes,
-    ]
-    assert train.main(arguments) == 0
-    output = capsys.readouterr().out
-    summary = json.loads(output.splitlines()[-1])
+    words = ["miniwiki", "--out", str(made), "--tokens", "6000", "--annealing", "2000", *SIZES]
+    changed = (made / "training" / "training.safetensors").stat().st_mtime_ns
+    assert train.main(words) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(summary["formats"]) <= {format.name for format in FORMATS}
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "made" / "model")
+    assert summary["tokens"] >= 8000 and summary["steps"]
+    assert (made / "training" / "training.safetensors").stat().st_mtime_ns == changed, "done before"
+    model = AutoModelForCausalLM.from_pretrained(made / "model")
     assert model.config.hidden_size == 32
-    embedder = Embedder.load(str(tmp_path / "made" / "embedder"))
+    embedder = Embedder.load(str(made / "embedder"))
     assert embedder.queries(["Alan's mayor"]).shape == (1, 128)
     for name in ("model", "embedder"):
-        assert "no other data" in (tmp_path / "made" / name / "README.md").read_text()
-    capsys.readouterr()
-    assert train.main(arguments) == 0  # finished: nothing is trained again
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == summary["steps"]
+        assert "no other data" in (made / name / "README.md").read_text()
+
+
+def distance(one, other):
+    """Without vectors of words: those of names are drawn anew at every update."""
+    names = [name for name in one if "embed_tokens" not in name]
+    return sum(float(np.square(one[name] - other[name]).sum()) for name in names)
+
+
+def test_a_training_goes_on_from_models_that_are_there(made, tmp_path, capsys):
+    words = ["miniwiki", "--start", str(made), "--annealing", "2000", "--without", "search", *SIZES]
+    assert train.main([*words, "--out", str(tmp_path)]) == 0
+    assert 2000 <= json.loads(capsys.readouterr().out.splitlines()[-1])["tokens"] < 6000
+    before, after = (read(folder, "model") for folder in (made, tmp_path))
+    fresh = {name: p.detach().numpy() for name, p in make_model(1, 32, 1, 4).named_parameters()}
+    assert 0 < distance(after, before) < distance(after, fresh) / 2
+    embedders = [read(folder, "embedder")["embedding.weight"] for folder in (made, tmp_path)]
+    assert np.array_equal(*embedders)
+    with pytest.raises(ValueError, match="another annealing"):
+        train.main([*words, "--out", str(tmp_path), "--annealing", "3000"])
+
+
+def test_a_model_takes_over_the_weights_of_its_shape(made):
+    model = make_model(9, 32, 1, 4)
+    put_into(model, read(made, "model"))
+    held = dict(model.named_parameters())
+    for name, weight in read(made, "model").items():
+        assert np.array_equal(held[name].detach().numpy(), weight)
+    with pytest.raises(ValueError, match="another shape; repeat its --width"):
+        put_into(make_model(9, 64, 2, 4), read(made, "model"))
+    with pytest.raises(ValueError, match="another shape"):
+        put_into(make_model(9, 32, 1, 3), read(made, "model"))
 
 
 def test_help_is_quick_and_loads_nothing_heavy():
@@ -293,7 +327,13 @@ def test_help_is_quick_and_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["miniwiki", "--width", "50"], ["miniwiki", "--tokens", "0"], ["other"]]
+    "arguments",
+    [
+        ["miniwiki", "--width", "50"],
+        ["miniwiki", "--tokens", "0"],
+        ["miniwiki", "--start", "nowhere"],
+        ["other"],
+    ],
 )
 def test_bad_flags_exit_with_2(arguments, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), *arguments]

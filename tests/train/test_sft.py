@@ -119,6 +119,51 @@ def test_rows_are_filtered(logged, wanted, left):
     assert maker.counts[f"not {wanted}"] == 10 - left
 
 
+@pytest.fixture
+def two_samples(logged, tmp_path):
+    """A log store whose rows stand twice, as samples 0 and 1; of q0 to q3 the second is wrong, of
+    q4 both are."""
+    found = json.loads(Paths(logged, "wikihop").log_store.read_text())
+    rows = {id: row for id, row in found["results"].items() if row["pred"]}
+    found["results"], wrong = {}, [*rows][4]
+    for number, (id, row) in enumerate(rows.items()):
+        for sample in (0, 1):
+            one = json.loads(json.dumps(row)) | {"question_id": id, "sample": sample}
+            if number <= 4 and (sample or id == wrong):
+                one["pred"] = "nobody"
+                last = one["trace"][-1]
+                last["reply"] = last["reply"].replace("<ans>", "<ans>not ")
+            found["results"][f"{id}#{sample}"] = one
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps(found))
+    return path, list(rows)
+
+
+def test_of_a_question_without_a_right_row_nothing_is_learned(logged, two_samples):
+    path, ids = two_samples
+    maker = ExampleMaker(PastRun.read(path), Paths(logged, "wikihop"))
+    every, found = (maker.examples(wanted, None) for wanted in ("all", "solved"))
+    assert found == {id: every[id] for id in ids if id != ids[4]}, (
+        "a wrong row by a right one stays"
+    )
+    assert maker.counts["not solved"] == 2
+
+
+def test_a_wrong_answer_is_exchanged_for_the_gold_one(logged, two_samples):
+    path, ids = two_samples
+    plain, gold = (
+        ExampleMaker(PastRun.read(path), Paths(logged, "wikihop"), gold=gold).examples("all", None)
+        for gold in (False, True)
+    )
+    for id in ids:
+        replies = [e.reply for e in gold[id]]
+        right, wrong = replies[: len(replies) // 2], replies[len(replies) // 2 :]
+        told = [e.reply for e in plain[id]]
+        assert right == told[: len(right)] or id == ids[4]
+        assert wrong == right, "what comes before the answer is the same in both"
+        assert ("<ans>not " in told[-1]) == (id in ids[:5]) and "<ans>not " not in replies[-1]
+
+
 def test_whole_questions_are_held_out():
     examples = {f"q{n}": [(n, k) for k in range(3)] for n in range(20)}
     rows, held = split(examples, 0.1, 1)

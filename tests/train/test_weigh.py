@@ -14,7 +14,8 @@ from lag.model.llm import LLM
 from lag.paths import Paths
 from lag.records import Question
 from lag.train.log_examples import PastRun, maker_of, read_weights
-from lag.train.weigh import effective, entropy, log_sum, normalised, spellings, up_to_answer
+from lag.train.past_run import spellings, up_to_answer, with_gold
+from lag.train.weigh import effective, entropy, log_sum, normalised
 
 
 def sampled(prompt):
@@ -114,6 +115,14 @@ def test_weights_of_a_question():
 )
 def test_where_an_answer_begins(reply, prefix):
     assert up_to_answer(reply) == prefix
+
+
+def test_a_reply_that_ends_in_the_gold_answer():
+    question = Question("q", "", ("gold", "Gold"))
+    assert with_gold("a fact\n<ans>b</ans>\n", question) == "a fact\n<ans>gold</ans>"
+    assert with_gold("a fact", question) == "a fact\n<ans>gold</ans>"
+    letters = Question("q", "", ("B", "no"), ("yes", "no"))
+    assert with_gold("so <ans>A</ans>", letters) == "so <ans>(B)</ans>"
 
 
 def test_spellings_of_a_gold_answer():
