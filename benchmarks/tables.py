@@ -318,13 +318,13 @@ def real_exactness() -> Table:
 def real_hidden() -> Table:
     """What enters, by kind: right by forced choice and freely, without and with the adapter."""
     found = read("real_hidden")
-    said = ("forced choice of three", "right, freely", "wrong, freely")
+    said = ("forced choice of three", "KV minus these", "right, freely", "wrong, freely")
     rows = [["model", "what enters", *said]]
     for side in SIDES:
         for kind, what in REAL_KINDS.items():
-            one = found[side][kind]
-            cells = (spanned(one[name], 100, "") for name in ("forced", "right", "wrong"))
-            rows.append([side, what, *cells])
+            one, more = found["timings"][side][kind], found["timings"]["kv_minus"][side].get(kind)
+            forced, right, wrong = (spanned(one[n], 100, "") for n in ("forced", "right", "wrong"))
+            rows.append([side, what, forced, spanned(more, 100) if more else "", right, wrong])
     return rows
 
 
