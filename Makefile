@@ -71,8 +71,7 @@ tables: install
 logs: install
 	$(DO) dataset.py $(WORLD) --seed $(SEED) $(if $(SAMPLE),--sample $(SAMPLE))
 	$(DO) embed.py $(WORLD)
-	$(DO) agentic.py -m base $(WORLD) $(AT_ONCE)
-	$(DO) agentic.py -m base $(WORLD) --merge --as-log
+	$(DO) launch.py --workers 2 -m base $(WORLD) $(AT_ONCE) --as-log
 
 # What the tables of several worlds need: the modes that differ for a reason, and every control.
 world: logs
@@ -92,7 +91,7 @@ demo: world
 	$(DO) evaluate.py $(WORLD) --outdir $(DATA)/miniwiki/results --table $(DATA)/miniwiki/results/table.md --report $(DATA)/miniwiki/results/report.html
 
 demo-quick: logs
-	$(DO) agentic.py -m base,log_text,log_kv $(WORLD) $(AT_ONCE) --split test --limit 60
+	$(DO) launch.py --workers 2 -m base,log_text,log_kv $(WORLD) $(AT_ONCE) --split test --limit 60
 	$(DO) evaluate.py $(WORLD) --split test --outdir $(DATA)/miniwiki/results
 
 worlds: install
