@@ -47,6 +47,8 @@ def test_iterations_are_kept_and_gone_on_with(em, capsys):
     assert manifest["samples"] == 2 and manifest["adapter"] is None
     result = json.loads((first / "result.json").read_text())
     assert result["weigh"]["questions"] == 3 and result["fit"]["examples"] == 6
+    learned = json.loads((first / "adapter" / "lag.json").read_text())["data"]
+    assert learned["gold"] and learned["wanted"] == "all", "the gold answer behind each trajectory"
     before = weights_of(folder, 1)
     two, folder = em("a", "--iterations", "2", capsys=capsys)
     assert len(two["validation_em"]) == 3 and weights_of(folder, 1) == before

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import small
 import tiny
+import torch
 import warm
 from safetensors.torch import load_file
 from scripted import ScriptedLLM
@@ -162,6 +163,15 @@ def test_a_wrong_answer_is_exchanged_for_the_gold_one(logged, two_samples):
         assert right == told[: len(right)] or id == ids[4]
         assert wrong == right, "what comes before the answer is the same in both"
         assert ("<ans>not " in told[-1]) == (id in ids[:5]) and "<ans>not " not in replies[-1]
+
+
+def test_gold_answers_are_another_training(logged, two_samples, tiny_folder, tmp_path):
+    flags = ["--filter", "all", "--validation", "0"]
+    for name, more in (("plain", []), ("gold", ["--gold-answers"])):
+        code = sft(logged, two_samples[0], tmp_path / name, *flags, *more, model=tiny_folder)
+        assert code == 0
+    plain, gold = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("plain", "gold"))
+    assert any(not torch.equal(plain[name], gold[name]) for name in plain)
 
 
 def test_whole_questions_are_held_out():
