@@ -113,13 +113,9 @@ def put_into(model: LlamaForCausalLM, weights: dict[str, np.ndarray]) -> None:
         ValueError: weights of a model of another shape.
     """
     own = dict(model.named_parameters())
-    differs = {
-        name for name, p in own.items() if name not in weights or weights[name].shape != p.shape
-    }
-    if differs or len(own) != len(weights):
-        raise ValueError(
-            f"--start: {', '.join(sorted(differs)[:2])} of another shape; repeat its --width"
-        )
+    shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
+    if {name: weight.shape for name, weight in weights.items()} != shapes:
+        raise ValueError("--start holds a model of another shape; repeat its --width")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(torch.from_numpy(weights[name]))
