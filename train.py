@@ -76,7 +76,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     """The recipe with the sizes that were asked for.
 
     Raises:
-        ValueError: a width that heads of 32 do not divide.
+        ValueError: a width that heads of 32 do not divide, or a size that nothing would read.
     """
     names = (
         "tokens",
@@ -89,6 +89,11 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         "without",
     )
     given = {name: getattr(args, name) for name in names}
+    usual = Recipe()
+    for name in ("tokens", "embedder_steps"):
+        if args.start and given[name] != getattr(usual, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} {given[name]}: nothing reads it beside --start; leave it out")
     if args.width % 32:
         raise ValueError(f"--width {args.width}: expected a multiple of 32, which each head takes")
     return Recipe(**given, heads=args.width // 32)

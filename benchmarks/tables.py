@@ -444,10 +444,6 @@ def four_way(name: str = "four_way") -> Table:
     return rows
 
 
-def hidden_served() -> Table:
-    return hidden("hidden_vllm")
-
-
 TABLES: dict[str, Callable[[], Table]] = {
     "short": lambda: pooled(SHORT),
     "worlds": lambda: pooled(SHOWN),
@@ -467,29 +463,22 @@ TABLES: dict[str, Callable[[], Table]] = {
     "speed": speed,
     "linking": linking,
     "linked-answers": linked_answers,
+    "log-tuning": log_tuning,
+    "em-learns": em_learns,
     "markers": markers,
+    "four-way": four_way,
+    "real": real,
+    "real-short": real_short,
+    "real-limits": real_limits,
+    "real-exactness": real_exactness,
+    "real-hidden": real_hidden,
+    "real-four-way": lambda: four_way("real_four_way"),
+    "served-runs": served_runs,
+    "served-checks": served_checks,
+    "served-seconds": served_seconds,
+    "hidden-served": lambda: hidden("hidden_vllm"),
     "made": made,
 }
-if (RESULTS / "real.json").is_file():  # what `make real` measures
-    TABLES |= {"real": real, "real-short": real_short, "real-limits": real_limits}
-if (RESULTS / "real_exactness.json").is_file():
-    TABLES |= {"real-exactness": real_exactness}
-if (RESULTS / "real_hidden.json").is_file():
-    TABLES |= {"real-hidden": real_hidden}
-if (RESULTS / "log_tuning.json").is_file():
-    TABLES |= {"log-tuning": log_tuning}
-if (RESULTS / "em_learns.json").is_file():
-    TABLES |= {"em-learns": em_learns}
-if (RESULTS / "serving.json").is_file():
-    TABLES |= {"served-runs": served_runs, "served-checks": served_checks}
-if any(map(timed, SERVED)):
-    TABLES |= {"served-seconds": served_seconds}
-if (RESULTS / "four_way.json").is_file():
-    TABLES |= {"four-way": four_way}
-if (RESULTS / "real_four_way.json").is_file():
-    TABLES |= {"real-four-way": lambda: four_way("real_four_way")}
-if (RESULTS / "hidden_vllm.json").is_file():
-    TABLES |= {"hidden-served": hidden_served}
 
 
 def markdown(table: Table) -> str:

@@ -1,10 +1,10 @@
 """Cross-fitting: of several adapters, each question is answered by one that was not trained on it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lag.files import digest_of, files_digest, read_json
+from lag.files import files_digest, read_json
 from lag.paths import ADAPTER_FACTS, ADAPTER_FILES, adapters_in
 from lag.records import Question
 
@@ -59,15 +59,3 @@ def owners(questions: Sequence[Question], adapters: Sequence[Fitted]) -> dict[st
             )
         found[question.id] = free[0]
     return found
-
-
-def models_of(made_by: Mapping[str, str], adapters: Sequence[Fitted]) -> dict[str, str]:
-    """What identifies a base model with each of several adapters, whichever answer; else nothing.
-
-    made_by: the fingerprint of the model with one of them; it names no adapter where they are readers.
-    """
-    parts = {name: value for name, value in made_by.items() if name != "digest"}
-    by_digest = sorted(adapters, key=lambda one: one.digest)
-    marks = [{"adapter": one.digest} if "adapter" in parts else {} for one in by_digest]
-    each = [digest_of(parts | mark)[:24] for mark in marks]
-    return {"model_digest": digest_of(each, 24)} if adapters else {}

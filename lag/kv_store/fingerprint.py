@@ -5,7 +5,7 @@ A store belongs to one fingerprint. Comparing two says which component differs.
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,13 @@ def fingerprint(
         "layout_version": str(LAYOUT_VERSION),
     }
     parts["weights"] = _weights_digest(model, cache_dir, files, parts)
+    return {**parts, "digest": digest_of(parts)[:24]}
+
+
+def with_adapter(fingerprint: Mapping[str, str], adapter: str) -> dict[str, str]:
+    """The fingerprint of what the same model makes with an adapter of that digest in it."""
+    parts = {**fingerprint, "adapter": adapter}
+    parts.pop("digest")
     return {**parts, "digest": digest_of(parts)[:24]}
 
 

@@ -74,12 +74,13 @@ def make_models(
     Raises:
         ValueError: a start that cannot be read.
     """
-    made = read(start, "model") if start else {}
     if start:
+        made, weights = read(start, "model"), read(start, "embedder").get("embedding.weight")
+        if weights is None:
+            raise ValueError(f"--start {start}: its embedder is none that train.py miniwiki made")
         recipe = replace(recipe, tokens=0, start=file_digest(weights_file(start, "model"), 16))
-    weights = (
-        read(start, "embedder")["embedding.weight"] if start else embedder_weights(recipe, work)
-    )
+    else:
+        made, weights = {}, embedder_weights(recipe, work)
     training = train_language_model(recipe, weights, work, made)
     results = validate(training, weights, work, per_format)
     publish(training, weights, out, results)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lag.files import digest_of, files_digest, read_json
+from lag.files import files_digest, read_json
 from lag.hub import one_line
-from lag.kv_store.fingerprint import tensors_digest
+from lag.kv_store.fingerprint import tensors_digest, with_adapter
 from lag.paths import ADAPTER_FACTS, ADAPTER_FILES
 
 if TYPE_CHECKING:
@@ -81,11 +81,7 @@ class Adapter:
 
     def mark(self, fingerprint: dict[str, str]) -> dict[str, str]:
         """The fingerprint of KV made with this adapter; a reader makes none."""
-        if self.reader:
-            return fingerprint
-        parts = {name: value for name, value in fingerprint.items() if name != "digest"}
-        parts["adapter"] = self.digest
-        return {**parts, "digest": digest_of(parts)[:24]}
+        return fingerprint if self.reader else with_adapter(fingerprint, self.digest)
 
 
 class ReaderGate:

@@ -1,10 +1,12 @@
 """One solver and mode on one split: where it lies and what it is made of."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lag import files, trace_files
+from lag.agent import crossfit
 from lag.logs.growing import in_order
 from lag.logs.playbook import sheet_after
 from lag.modes import MODES, Mode
@@ -106,6 +108,23 @@ def stream_of(run: Run, identity: dict[str, Any]) -> dict[str, Any]:
     }
     shared = {name: v for name, v in identity.items() if name not in ("split", "questions")}
     return shared | {"asked": asked}
+
+
+def models_of(made_by: Mapping[str, str], adapters: Sequence[crossfit.Fitted]) -> dict[str, str]:
+    """What identifies a base model with each of several adapters, whichever answer; else nothing.
+
+    made_by: the fingerprint of the model with one of them; it names no adapter where they are readers.
+    """
+    from lag.kv_store.fingerprint import with_adapter
+
+    if not adapters:
+        return {}
+    digests = sorted(one.digest for one in adapters)
+    if "adapter" in made_by:
+        models = [with_adapter(made_by, digest)["digest"] for digest in digests]
+    else:
+        models = [made_by["digest"]] * len(digests)
+    return {"model_digest": files.digest_of(models, 24)}
 
 
 def carried_sheet(run: Run, adapter: str) -> str:

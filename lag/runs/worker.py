@@ -17,7 +17,7 @@ from lag.logs.store import LogStore
 from lag.records import Counts, Log, Question, Trace
 from lag.runs import heartbeat, manifest
 from lag.runs.providers import Models, find_prefill, oldest
-from lag.runs.run import Rows, Run, baseline_rows, carried_sheet, stream_of
+from lag.runs.run import Rows, Run, baseline_rows, carried_sheet, models_of, stream_of
 from lag.runs.tally import Tally
 from lag.solvers import SOLVERS
 from lag.step_prompt import note_of
@@ -81,7 +81,7 @@ class Worker(Models):
             manifest.begin(run.manifest, ready.identity, run.config, len(run.questions))
             if ready.grown:
                 made_by = ready.agent.llm.fingerprint(run.paths.kv)
-                models = crossfit.models_of(made_by, crossfit.several(run.config.adapter))
+                models = models_of(made_by, crossfit.several(run.config.adapter))
                 ready.grown.begin(stream_of(run, ready.identity | models), ready.logs.logs)
             self.note(run, ready.agent, start=manifest.now())
             trace_files.cut_torn_line(part)

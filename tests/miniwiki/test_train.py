@@ -257,15 +257,15 @@ def test_replies_are_counted_through_the_real_route(tmp_path, examples):
     assert all(count["exact"] == 0 for count in counts.values())
 
 
-SIZES = ["--articles", "80", "--questions", "40", "--width", "32", "--embedder-steps", "5"]
-SIZES += ["--validation", "2"]
+SIZES = ["--articles", "80", "--questions", "40", "--width", "32", "--validation", "2"]
+FRESH = ["--tokens", "6000", "--annealing", "2000", "--embedder-steps", "5", *SIZES]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder with two small models."""
     folder = tmp_path_factory.mktemp("models") / "made"
-    words = ["miniwiki", "--out", str(folder), "--tokens", "6000", "--annealing", "2000", *SIZES]
+    words = ["miniwiki", "--out", str(folder), *FRESH]
     assert train.main(words) == 0
     return folder
 
@@ -275,7 +275,7 @@ def test_the_command_makes_both_models(made, capsys):
 
     from lag.retrieval.embedder import Embedder
 
-    words = ["miniwiki", "--out", str(made), "--tokens", "6000", "--annealing", "2000", *SIZES]
+    words = ["miniwiki", "--out", str(made), *FRESH]
     changed = (made / "training" / "training.safetensors").stat().st_mtime_ns
     assert train.main(words) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -332,6 +332,7 @@ def test_help_is_quick_and_loads_nothing_heavy():
         ["miniwiki", "--width", "50"],
         ["miniwiki", "--tokens", "0"],
         ["miniwiki", "--start", "nowhere"],
+        ["miniwiki", "--start", str(ROOT / "data" / "miniwiki"), "--tokens", "9"],
         ["other"],
     ],
 )

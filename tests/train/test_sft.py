@@ -122,8 +122,8 @@ def test_rows_are_filtered(logged, wanted, left):
 
 @pytest.fixture
 def two_samples(logged, tmp_path):
-    """A log store whose rows stand twice, as samples 0 and 1; of q0 to q3 the second is wrong, of
-    q4 both are."""
+    """A log store whose rows stand twice, as samples 0 and 1, and the questions' ids; of the first
+    four the second row is wrong, of the fifth both are."""
     found = json.loads(Paths(logged, "wikihop").log_store.read_text())
     rows = {id: row for id, row in found["results"].items() if row["pred"]}
     found["results"], wrong = {}, [*rows][4]
