@@ -7,8 +7,8 @@ Before and after: how often the right one of three answer tags is found that are
 their reasoning (forced choice, and free), as in `hidden.py`, on a world that nothing was trained on.
 Learned from are solved questions of worlds with other names. Three times: an adapter, with which logs
 are encoded anew; a reader, an adapter that is off while logs are encoded, so that the spans of the
-model before serve on; and the whole model, vectors of the names that it reads included, which
-generalises to no others. Everything lies in `--work`; the same command goes on where it stopped.
+model before serve on; and the whole model, vectors of the names that it reads included. Everything
+lies in `--work`; the same command goes on where it stopped.
 """
 
 import argparse
