@@ -297,9 +297,31 @@ def real() -> Table:
 def real_short() -> Table:
     """What the README shows of it: the unseen questions, in few rows and columns."""
     kept = (1, 2, 3, 5, 7, 9)  # no seconds: other jobs shared the core, not alike for all rows
-    names = ("mode", *(f"`{name}`" for name in REAL_SHORT))
-    rows = [row for row in real() if row[0] in ("split", "unseen") and row[1] in names]
-    return [[row[n] for n in kept] for row in rows]
+    head, *rows = ([row[n] for n in kept] for row in real() if row[0] in ("split", "unseen"))
+    kinds = read("real")["kinds"]
+    found = [[*head, *(f"right, {kind}" for kind in kinds)]]
+    for row in rows:
+        name = row[0].strip("`")
+        ones = [runs[f"test/{name}"] for runs in kinds.values()]
+        if name in REAL_SHORT:
+            found.append([*row, *(f"{one['right']} of {one['questions']}" for one in ones)])
+    return found
+
+
+def real_kinds() -> Table:
+    """By what a question names: yes, no or one of two can be guessed, the end of a chain cannot."""
+    kinds, said = read("real")["kinds"], (("test", "unseen"), ("train", "train, cross-fitted"))
+    heads = [f"{what}, {kind}" for kind in kinds for what in ("answered", "right", "EM to `base`")]
+    rows = [["split", "mode", *heads]]
+    for split, word in said:
+        for name in (name for name in REAL if f"{split}/{name}" in next(iter(kinds.values()))):
+            row = [word, f"`{name}`"]
+            for runs in kinds.values():
+                one = runs[f"{split}/{name}"]
+                share = f"{one['right']} of {one['questions']}"
+                row += [str(one["answered"]), share, spanned(one["em"], 100) if one["em"] else ""]
+            rows.append(row)
+    return rows
 
 
 def real_limits() -> Table:
@@ -475,6 +497,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "four-way": four_way,
     "real": real,
     "real-short": real_short,
+    "real-kinds": real_kinds,
     "real-limits": real_limits,
     "real-exactness": real_exactness,
     "real-hidden": real_hidden,

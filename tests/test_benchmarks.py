@@ -10,6 +10,10 @@ import tiny
 import torch
 import warm
 
+from lag.evaluation.find_runs import Run
+from lag.evaluation.intervals import Sampling
+from lag.evaluation.scores import Evaluation
+from lag.records import Question, Trace
 from lag.train.adapters import AdapterRecipe, Tuned
 
 BENCHMARK = "benchmarks/gpu.py"
@@ -50,6 +54,37 @@ def test_every_measure_is_taken(tmp_path):
     measured = {row["id"] for row in found["measures"]}
     assert measured == {f"G{n}" for n in range(1, 12)} - {"G10"} | {"S3"}, "G10 asks the GPU"
     assert found["timings"]["shape"] == "tiny"
+
+
+def test_no_result_names_a_folder_of_the_machine_that_made_it():
+    """One listed the files that were scored, with the paths they had there."""
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert files and not [path.name for path in files if '"/' in path.read_text()]
+
+
+def test_what_can_be_guessed_is_counted_apart(monkeypatch):
+    """Right answers to questions that name two, and to those that name none, by hand."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import real
+
+    types = {"a": "comparison", "b": "bridge_comparison", "c": "compositional", "d": "inference"}
+    questions = [Question(id, id, (id,), groups={"type": kind}) for id, kind in types.items()]
+
+    def run(name: str, **preds: str) -> Evaluation:
+        rows = {id: Trace(id, id, pred=pred) for id, pred in preds.items()}
+        return Evaluation.of(Run(name, "wikihop", "test", (), traces=rows), "2wiki", questions)
+
+    runs = {
+        "test/base": run("base", a="a", b="x", c="c"),
+        "test/log_kv": run("log_kv", b="b", d="x"),
+    }
+    found = real.by_kind(runs, Sampling(1, 100))
+    two, none = found["two named"], found["none named"]
+    counts = [[one[k] for k in ("questions", "answered", "right")] for one in two.values()]
+    assert counts == [[2, 2, 1], [2, 1, 1]] and two["test/base"]["em"] is None
+    counts = [[one[k] for k in ("questions", "answered", "right")] for one in none.values()]
+    assert counts == [[2, 1, 1], [2, 1, 0]]
+    assert two["test/log_kv"]["em"]["value"] == 0 and none["test/log_kv"]["em"]["value"] == -0.5
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
