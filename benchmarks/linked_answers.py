@@ -1,6 +1,6 @@
 """What `--sink` and `--recompute` do to answers: paired differences to plain `log_kv`, on unseen questions.
 
-python benchmarks/linked_answers.py data data/worlds/2001 data/worlds/2002
+python benchmarks/linked_answers.py data data/worlds/{2011,2012,2013,2014,2015}
 
 Each folder is one world of `make worlds`, with its logs. Prints Markdown; writes linked_answers.json.
 Started again after an end of any kind, it goes on where it was. The embedded model was trained with
@@ -29,7 +29,7 @@ from lag.files import read_json, write_json
 from lag.paths import Paths
 from lag.records import Question
 
-SPLIT, SEED = "test", 1234
+SPLIT, SEED, AT_ONCE = "test", 1234, 64
 LAYOUTS = ("paper", "system-first")
 PLAIN = "plain"
 VARIANTS = {
@@ -54,6 +54,7 @@ def answer(data: Path, layout: str, variant: str) -> None:
     """Ask what was not asked yet; ends the program if a question failed."""
     command = ["agentic.py", "-m", "log_kv", "-d", NAME, "--data", str(data), "--split", SPLIT]
     command += ["--layout", layout, "--run", run_name(layout, variant), *VARIANTS[variant]]
+    command += ["--batch-size", str(AT_ONCE)]
     done = subprocess.run([sys.executable, *command], cwd=measure.ROOT, capture_output=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stderr.decode().strip().splitlines()[-1]}")
