@@ -33,7 +33,7 @@ from lag.tasks import TASKS, read_questions
 NAME = "wikihop"
 ADAPTER = re.compile(r"_adapter-[0-9a-f]{8}")
 POWER = 1.96 + 0.84  # two-sided at 5 %, found in 80 % of repetitions
-SEED, SAMPLES = 1234, 1000  # of intervals
+SAMPLING = Sampling(1234)
 TWO, CHAIN = "two named", "none named"  # answers, in the question
 KINDS = {"comparison": TWO, "bridge_comparison": TWO, "compositional": CHAIN, "inference": CHAIN}
 
@@ -53,14 +53,14 @@ def of_kind(evaluation: Evaluation, kind: str) -> Evaluation:
     )
 
 
-def by_kind(evaluations: dict[str, Evaluation], sampling: Sampling) -> dict[str, Any]:
+def by_kind(evaluations: dict[str, Evaluation]) -> dict[str, Any]:
     """By kind and `<split>/<run>`: how many questions, answered, right; differences to `base`."""
     found: dict[str, Any] = {}
     for kind in (TWO, CHAIN):
         mine = {name: of_kind(one, kind) for name, one in evaluations.items()}
         for name, one in mine.items():
             base = mine.get(f"{name.split('/')[0]}/base")
-            compared = compare(one, base, sampling) if base and base is not one else None
+            compared = compare(one, base, SAMPLING) if base and base is not one else None
             found.setdefault(kind, {})[name] = {
                 "questions": one.metrics["count"],
                 "answered": one.metrics["answered"],
@@ -76,16 +76,15 @@ def read_runs(data: Path) -> tuple[dict[str, Any], dict[str, Evaluation]]:
     Raises:
         FileNotFoundError: nothing is there.
     """
-    found, scored, evaluator = {}, {}, Evaluator(Catalogue(data), Sampling(SEED, SAMPLES))
+    found, scored, evaluator = {}, {}, Evaluator(Catalogue(data), SAMPLING)
     for path in sorted((data / NAME / "results").glob("*.json")):
         result = read_json(path)
         meta = result["meta"]
-        questions = result.pop("questions", {})
+        result.pop("questions", None)
         name = f"{meta['split']}/{ADAPTER.sub('', meta['run'])}"
         if not meta["run"].startswith("gold") and meta["retriever"] == "dense":
             (run,) = runs_of_files(map(Path, meta.pop("preds_path")), data)
-            right = {id: one["em"] for id, one in questions.items()}
-            found[name] = result | {"replies": well_formed(run), "right": right}
+            found[name] = result | {"replies": well_formed(run)}
             scored[name] = evaluator.evaluate(run)
     if not found:
         raise FileNotFoundError(f"{data / NAME}/results holds no results; run make real first")
@@ -109,13 +108,14 @@ def overlap(data: Path) -> dict[str, int]:
     }
 
 
-def smallest_effect(one: dict[str, float], other: dict[str, float]) -> float:
+def smallest_effect(one: Evaluation, other: Evaluation) -> float:
     """The difference in EM that this many paired questions show in four of five repetitions.
 
     Taken from the share of questions on which two runs differ, as in McNemar's test.
     """
-    shared = [id for id in one if id in other]
-    differ = sum(one[id] != other[id] for id in shared) / len(shared)
+    mine, theirs = one.outcomes, other.outcomes
+    shared = [id for id in mine if id in theirs]
+    differ = sum(mine[id].scores["em"] != theirs[id].scores["em"] for id in shared) / len(shared)
     return POWER * math.sqrt(differ / len(shared))
 
 
@@ -128,17 +128,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=folder / "real.json", help="result file")
     args = parser.parse_args()
     runs, scored = read_runs(args.data)
-    base = runs["test/base"]["right"]
     effects = {
-        name: smallest_effect(base, run["right"])
-        for name, run in runs.items()
+        name: smallest_effect(scored["test/base"], one)
+        for name, one in scored.items()
         if name.startswith("test/") and name != "test/base"
     }
-    for run in runs.values():
-        del run["right"]
-    kinds = by_kind(scored, Sampling(SEED, SAMPLES))
     result = {"benchmark": "real", "overlap": overlap(args.data), "smallest_effect": effects}
-    result |= {"kinds": kinds, "runs": runs, "made_by": measure.made_by()}
+    result |= {"kinds": by_kind(scored), "runs": runs, "made_by": measure.made_by()}
     write_json(args.out, result)
     print(args.out)
 

@@ -7,7 +7,7 @@ python benchmarks/tables.py --write        # between `<!-- table NAME -->` and `
 
 import argparse
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import measure  # first: it finds the toolkit
@@ -268,59 +268,71 @@ REAL_SHORT = (
 )  # fmt: skip
 
 
+REAL_SPLITS = {"test": "unseen", "train": "train, cross-fitted"}
+
+
+def real_names(known: Mapping[str, Any]) -> list[str]:
+    """`<split>/<run>` of those that are there, in the order of the tables."""
+    names = [f"{split}/{name}" for split in REAL_SPLITS for name in REAL]
+    return [name for name in names if name in known]
+
+
 def real() -> Table:
     """A pretrained model on real questions: unseen ones, and train ones, cross-fitted."""
     names = ("EM", "EM to `base`", "F1", "answered", "well-formed", "steps", "steps to `base`")
     rows = [["split", "mode", *names, "prefilled", "cached", "seconds"]]
     runs = read("real")["runs"]
-    for split, said in (("test", "unseen"), ("train", "train, cross-fitted")):
-        for name in (name for name in REAL if f"{split}/{name}" in runs):
-            result = runs[f"{split}/{name}"]
-            replies, cost = result["replies"], result["cost"]
-            rows.append([
-                said,
-                f"`{name}`",
-                percent(result, "em", True),
-                difference(result, "em"),
-                percent(result, "f1", True),
-                percent(result, "answer_rate"),
-                f"{100 * replies['in_format'] / replies['replies']:.1f}",
-                f"{cost['steps']:.2f}",
-                difference(result, "steps", 1),
-                f"{cost['prefilled_tokens']:.0f}",
-                f"{cost['cached_tokens']:.0f}",
-                f"{cost['seconds']['all']:.2f}",
-            ])  # fmt: skip
+    for key in real_names(runs):
+        split, name = key.split("/")
+        result = runs[key]
+        replies, cost = result["replies"], result["cost"]
+        rows.append([
+            REAL_SPLITS[split],
+            f"`{name}`",
+            percent(result, "em", True),
+            difference(result, "em"),
+            percent(result, "f1", True),
+            percent(result, "answer_rate"),
+            f"{100 * replies['in_format'] / replies['replies']:.1f}",
+            f"{cost['steps']:.2f}",
+            difference(result, "steps", 1),
+            f"{cost['prefilled_tokens']:.0f}",
+            f"{cost['cached_tokens']:.0f}",
+            f"{cost['seconds']['all']:.2f}",
+        ])  # fmt: skip
     return rows
 
 
 def real_short() -> Table:
     """What the README shows of it: the unseen questions, in few rows and columns."""
     kept = (1, 2, 3, 5, 7, 9)  # no seconds: other jobs shared the core, not alike for all rows
-    head, *rows = ([row[n] for n in kept] for row in real() if row[0] in ("split", "unseen"))
+    head, *rows = real()
     kinds = read("real")["kinds"]
-    found = [[*head, *(f"right, {kind}" for kind in kinds)]]
+    found = [[*(head[n] for n in kept), *(f"right, {kind}" for kind in kinds)]]
     for row in rows:
-        name = row[0].strip("`")
-        ones = [runs[f"test/{name}"] for runs in kinds.values()]
-        if name in REAL_SHORT:
-            found.append([*row, *(f"{one['right']} of {one['questions']}" for one in ones)])
+        name = row[1].strip("`")
+        if row[0] == REAL_SPLITS["test"] and name in REAL_SHORT:
+            ones = [runs[f"test/{name}"] for runs in kinds.values()]
+            found.append([*(row[n] for n in kept), *map(share_right, ones)])
     return found
+
+
+def share_right(one: Mapping[str, int]) -> str:
+    return f"{one['right']} of {one['questions']}"
 
 
 def real_kinds() -> Table:
     """By what a question names: yes, no or one of two can be guessed, the end of a chain cannot."""
-    kinds, said = read("real")["kinds"], (("test", "unseen"), ("train", "train, cross-fitted"))
+    kinds = read("real")["kinds"]
     heads = [f"{what}, {kind}" for kind in kinds for what in ("answered", "right", "EM to `base`")]
     rows = [["split", "mode", *heads]]
-    for split, word in said:
-        for name in (name for name in REAL if f"{split}/{name}" in next(iter(kinds.values()))):
-            row = [word, f"`{name}`"]
-            for runs in kinds.values():
-                one = runs[f"{split}/{name}"]
-                share = f"{one['right']} of {one['questions']}"
-                row += [str(one["answered"]), share, spanned(one["em"], 100) if one["em"] else ""]
-            rows.append(row)
+    for key in real_names(next(iter(kinds.values()))):
+        split, name = key.split("/")
+        row = [REAL_SPLITS[split], f"`{name}`"]
+        for one in (runs[key] for runs in kinds.values()):
+            more = spanned(one["em"], 100) if one["em"] else ""
+            row += [str(one["answered"]), share_right(one), more]
+        rows.append(row)
     return rows
 
 

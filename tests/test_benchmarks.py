@@ -11,7 +11,6 @@ import torch
 import warm
 
 from lag.evaluation.find_runs import Run
-from lag.evaluation.intervals import Sampling
 from lag.evaluation.scores import Evaluation
 from lag.records import Question, Trace
 from lag.train.adapters import AdapterRecipe, Tuned
@@ -78,7 +77,7 @@ def test_what_can_be_guessed_is_counted_apart(monkeypatch):
         "test/base": run("base", a="a", b="x", c="c"),
         "test/log_kv": run("log_kv", b="b", d="x"),
     }
-    found = real.by_kind(runs, Sampling(1, 100))
+    found = real.by_kind(runs)
     two, none = found["two named"], found["none named"]
     counts = [[one[k] for k in ("questions", "answered", "right")] for one in two.values()]
     assert counts == [[2, 2, 1], [2, 1, 1]] and two["test/base"]["em"] is None
