@@ -43,12 +43,14 @@ BATCH, SEED = "8", 1234
 # What is asked in how many orders: flags of `agentic.py`, and how many of the orders given.
 OTHERS = [name for name, mode in MODES.items() if mode.enters == "kv" and name != "log_kv"]
 SHEETS = [name for name, mode in MODES.items() if mode.enters == "sheet"]
-SHORT = (("-m", "log_text,log_kv"),)
-MANY = (*SHORT, ("-m", "log_text", "--log-control", "random"))
+LOGS = ("-m", "log_text,log_kv")
+LONG_CONTEXT = ("-m", "log_text", "--num-logs", "all")
+SHORT = (LOGS, LONG_CONTEXT)
+MANY = (LOGS, ("-m", "log_text", "--log-control", "random"))
 FEW = (
     ("-m", ",".join([*OTHERS, *SHEETS])),
     ("-m", "log_cheatsheet", "--sheet", "carried"),
-    ("-m", "log_text", "--num-logs", "all"),
+    LONG_CONTEXT,
 )
 
 
@@ -62,7 +64,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data", type=Path, default=Path("data/four-way"), help="folder of all data sets (%(default)s)")
     add("--split", type=cli.list_of(SPLITS, "split"), default=["train"], help="the stream's, in this order; only rows of train are ever trained on (train)")
     add("--questions", type=number, default=300, help="of each split, at most (%(default)s)")
-    add("--short", action="store_true", help="only base, closed book, text, KV and weights")
+    add("--short", action="store_true", help="only base, closed book, text, KV, long context and weights")
     add("--orders", type=number, default=5, help="of base, text, KV and random logs (%(default)s)")
     add("--few-orders", type=number, default=3, help="of the rest (%(default)s)")
     add("--grow-every", type=number, default=16, help="questions between two versions (%(default)s)")
@@ -71,6 +73,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--training-flags", default="", help="more flags of train.py sft, in one text; with --adapter the weights go on from one")
     add("--out", type=Path, help="a copy of the result file, and the figure beside it; default: both lie beside the runs only")
     add("--dry-run", action="store_true", help="print the commands and do nothing")
+    add("--gather", action="store_true", help="ask nothing; compare what such commands, run by hand, have left")
     # fmt: on
     args = parser.parse_args(argv)
     args.adapters = [int(one) for one in args.adapters.split(",") if one]
@@ -283,7 +286,8 @@ def main(argv: Sequence[str] | None = None, llm: Any = None) -> int:
         if not args.dry_run:
             codes.append(agentic.main(words, llm) if script == "agentic.py" else train.main(words))
 
-    follow(plan, do, args.dry_run)
+    if not args.gather:
+        follow(plan, do, args.dry_run)
     if not args.dry_run:
         print(json.dumps(write(plan)))
     return int(any(codes))

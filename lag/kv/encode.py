@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lag.kv.forward import fill, max_positions
 from lag.kv.pre_rope import outputs_of
 from lag.kv.rope import KeyRotator
-from lag.kv.sequence import batches, tokens_per_forward
+from lag.kv.sequence import batches, padding_per_forward, tokens_per_forward
 from lag.kv.span import KVSpan, Pair
 
 
@@ -37,7 +37,7 @@ def encode(model: nn.Module, rotator: KeyRotator, pairs: Sequence[Pair]) -> list
             "takes; leave the log out"
         )
     spans: list[KVSpan | None] = [None] * len(pairs)
-    for group in batches(lengths, tokens_per_forward(model)):
+    for group in batches(lengths, tokens_per_forward(model), padding_per_forward(model)):
         encoded = _encode([pairs[i] for i in group], model, rotator)
         for index, span in zip(group, encoded, strict=True):
             spans[index] = span

@@ -1,5 +1,6 @@
 """The plan of one sequence: which keys and values stand where before the prompt's own tokens."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from lag.kv.span import KVSpan
 # Tokens of a prefill, padding included. On a GPU memory for activations is the bound. A CPU is busy
 # with few tokens; with more it waits for fresh memory, and computes padding.
 ON_CPU, ON_GPU = 1024, 16384
+CALLS = 4e7  # numbers that a CPU multiplies while it calls what a layer is made of: about 1 ms
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -87,14 +89,24 @@ def tokens_per_forward(model: nn.Module) -> int:
     return ON_CPU if model.device.type == "cpu" else ON_GPU
 
 
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+def padding_per_forward(model: nn.Module) -> float:
+    """How many tokens of padding take a CPU as long as one forward more; inf on a GPU."""
+    if model.device.type != "cpu":
+        return math.inf
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    return layers * CALLS / model.num_parameters()
+
+
+def batches(lengths: Sequence[int], budget: int, padding: float = math.inf) -> Iterator[list[int]]:
     """Indexes grouped so that a group, padded to its longest, stays within the token budget.
 
     Groups are formed from the shortest up, so that little of a group is padding.
+    padding: tokens, at most, that all rows of a group together may be padded by for one row more.
     """
     group: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if group and (len(group) + 1) * lengths[index] > budget:
+        longer = len(group) * (lengths[index] - lengths[group[-1]]) if group else 0
+        if group and ((len(group) + 1) * lengths[index] > budget or longer > padding):
             yield group
             group = []
         group.append(index)

@@ -37,7 +37,7 @@ from lag.kv.llama_step import LlamaStep
 from lag.kv.masks import Masks, NextPositions
 from lag.kv.recompute import recompute_spans
 from lag.kv.rope import KeyRotator
-from lag.kv.sequence import SequencePlan, batches, tokens_per_forward
+from lag.kv.sequence import SequencePlan, batches, padding_per_forward, tokens_per_forward
 from lag.kv.support import even_length, holds_plain_kv
 
 
@@ -82,6 +82,7 @@ class Decoder:
         self.plain = holds_plain_kv(model)
         self.even_length = even_length(model)
         self.tokens_per_forward = self.tokens_per_forward or tokens_per_forward(model)
+        self.padding = padding_per_forward(model)
         self.slots = slots if self.plain else 1
         self.takes_positions = takes(model, "position_ids")
         # Mamba's name for it; an unknown name would be swallowed, and every step start anew
@@ -131,7 +132,8 @@ class Decoder:
             ValueError: as `prefill`.
         """
         self._check(rows)
-        groups = batches([len(row.fresh) for row in rows], self.tokens_per_forward)
+        lengths = [len(row.fresh) for row in rows]
+        groups = batches(lengths, self.tokens_per_forward, self.padding)
         return [self._begin(group, [rows[i] for i in group]) for group in groups]
 
     def finish(self, begun: Prefill) -> Tensor:

@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 logger = logging.getLogger(__name__)
 NAME = "lag_shared_keys"  # in the library's table, beside its own
 FEW = 8  # tokens, at most, that are treated otherwise than a prompt
+BLOCK = 64  # queries of a prompt that are computed together
 UNKNOWN = ("position_bias", "softcap", "cache")  # arguments of the library's that are not for us
 
 
@@ -76,8 +77,7 @@ def attend(
     settings = dict(attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
     count = query.shape[2]
     if count > FEW:
-        found = scaled_dot_product_attention(query, key, value, enable_gqa=True, **settings)
-        return found.transpose(1, 2).contiguous(), None
+        return _in_blocks(query, key, value, attention_mask, dropout, scaling), None
     # a few queries of each of G heads are G times as many of one head
     heads = query.shape[1] // key.shape[1]
     folded = query.reshape(len(query), key.shape[1], heads * count, query.shape[-1])
@@ -85,6 +85,39 @@ def attend(
         settings["attn_mask"] = attention_mask.repeat(1, 1, heads, 1)
     found = scaled_dot_product_attention(folded, key, value, **settings)
     return found.reshape(query.shape).transpose(1, 2).contiguous(), None
+
+
+def _in_blocks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    dropout: float,
+    scaling: float | None,
+) -> Tensor:
+    """Attention (B, Q, H, D), for some queries at a time: keys that none of them sees are left out.
+
+    The library computes these as well and then masks them: of a prompt half of all.
+    """
+    parts = []
+    for begin in range(0, query.shape[2], BLOCK):
+        rows = slice(begin, begin + BLOCK)
+        hidden = mask[:, :, rows]
+        seen = hidden if hidden.dtype == torch.bool else hidden > torch.finfo(hidden.dtype).min
+        places = seen.any(2).any(0)[0].nonzero()
+        keys = slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(None)
+        parts.append(
+            scaled_dot_product_attention(
+                query[:, :, rows],
+                key[:, :, keys],
+                value[:, :, keys],
+                attn_mask=hidden[..., keys],
+                dropout_p=dropout,
+                scale=scaling,
+                enable_gqa=True,
+            ).transpose(1, 2)
+        )
+    return torch.cat(parts, 1)
 
 
 def _ours(query: Tensor, mask: Tensor | None, more: dict[str, Any]) -> bool:

@@ -120,6 +120,7 @@ class InGroups(Decoder):
 def test_groups_of_a_prefill_are_joined_in_order():
     """A batch beyond the token budget runs in groups; rows come back in their own order."""
     assert list(sequence.batches([50, 12, 20, 33, 9], 40)) == [[4, 1], [2], [3], [0]]
+    assert list(sequence.batches([20, 11, 10, 12, 21], 99, padding=2)) == [[2, 1, 3], [0, 4]]
     model, mover = families.movable("mistral"), families.mover("mistral")
     assert worst(model, mover, list(CASES.values()), decoder=InGroups) < CLOSE
 

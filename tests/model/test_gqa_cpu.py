@@ -15,6 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lag.kv import encode, sequence
 from lag.model.decoder import Decoder
 from lag.model.gqa_cpu import (
+    BLOCK,
     MOST,
     NAME,
     UNKNOWN,
@@ -66,6 +67,24 @@ def test_attention_is_that_of_each_head_alone(dtype, most, queries, masked):
         module(), query, key, value, mask if masked else None, scaling=0.3
     )
     assert library.shape == found.shape
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_of_a_prompt_a_key_that_no_query_sees_is_not_computed(added):
+    """Behind a prefix, in a cache with room: what lies in the room is not a number, and harms nobody."""
+    length, room, prefix, generator = 2 * BLOCK + 5, 11, 9, torch.Generator().manual_seed(4)
+    total = prefix + length
+    query = torch.randn(2, HEADS, length, DIM, generator=generator)
+    key, value = torch.randn(2, 2, SHARED, total + room, DIM, generator=generator).unbind()
+    key[:, :, total:] = value[:, :, total:] = torch.nan
+    columns = torch.arange(total + room)
+    seen = columns >= torch.tensor([0, 4])[:, None, None, None]
+    mask = seen & (columns <= torch.arange(prefix, total)[:, None])
+    lowest = torch.finfo(torch.float32).min
+    given = torch.zeros(mask.shape).masked_fill_(~mask, lowest) if added else mask
+    found, _ = attend(module(), query, key, value, given, scaling=0.3)
+    right = reference(query, key[:, :, :total], value[:, :, :total], mask[..., :total], 0.3)
+    assert found.shape == right.shape and (found - right).abs().max() < 1e-6
 
 
 def test_what_it_does_not_know_goes_to_the_library():

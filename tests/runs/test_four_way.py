@@ -100,7 +100,12 @@ def test_a_stream_of_two_splits_trains_on_the_first_only(words, small_data, tmp_
     assert four_way.main(whole, ScriptedLLM(small.stepwise)) == 0
     result = json.loads(out.read_text())
     rows = {row["run"]: row for row in result["rows"]}
-    assert rows.keys() == {"base_s2", "base_direct", "log_text_s2_grow4", "log_kv_s2_grow4"}
+    logs = {f"{mode}_grow4" for mode in ("log_text_s2", "log_kv_s2", "log_text_s2_lall")}
+    assert rows.keys() == {"base_s2", "base_direct", *logs}
     assert {row["questions"] for row in rows.values()} == {result["questions"]} == {10 + len(known)}
+    again = ScriptedLLM(small.stepwise)
+    out.unlink()
+    assert four_way.main([*whole, "--gather"], again) == 0 and not again.seen
+    assert json.loads(out.read_text())["rows"] == result["rows"]
     alone = rows["log_kv_s2_grow4"]["to_base"]  # one order: over its questions, which all agree
     assert alone["over"] == "questions" and alone["interval"]["low"] < 0 < alone["interval"]["high"]
