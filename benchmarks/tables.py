@@ -41,6 +41,8 @@ LEARNED = {
     "all": "all questions, weighted",
 }
 
+SERVED = {"serving": "embedded", "serving_real": "SmolLM2-135M"}  # result files
+
 Table = list[list[str]]
 
 
@@ -192,16 +194,21 @@ def measures(*names: str) -> Iterator[dict[str, Any]]:
     yield from sorted(found, key=lambda row: (row["id"][0], int(row["id"][1:])))
 
 
+def judged(row: Mapping[str, Any]) -> list[str]:
+    """A measure's value, its target and whether it is reached; two empty cells without a target."""
+    value = f"{row['value']:.3g}"
+    if (row["most"], row["least"]) == (None, None):
+        return [value, "", ""]
+    most = row["most"] is not None
+    bound = f"at most {row['most']:g}" if most else f"at least {row['least']:g}"
+    return [value, bound, "yes" if row["reached"] else "**no**"]
+
+
 def speed() -> Table:
-    """Every measure with a target, and whether it is reached."""
-    rows = [["id", "measure", "value", "target", "reached"]]
-    for row in measures(*sorted(path.stem for path in RESULTS.glob("*.json"))):
-        if (row["most"], row["least"]) != (None, None):
-            most = row["most"] is not None
-            bound = f"at most {row['most']:g}" if most else f"at least {row['least']:g}"
-            reached = "yes" if row["reached"] else "**no**"
-            rows.append([row["id"], row["what"], f"{row['value']:.3g}", bound, reached])
-    return rows
+    """Every measure with a target, and whether it is reached; a server's have a table of their own."""
+    names = sorted({path.stem for path in RESULTS.glob("*.json")} - {*SERVED})
+    found = [[row["id"], row["what"], *judged(row)] for row in measures(*names)]
+    return [["id", "measure", "value", "target", "reached"], *(row for row in found if row[-1])]
 
 
 def linking() -> Table:
@@ -277,11 +284,11 @@ def real_names(known: Mapping[str, Any]) -> list[str]:
     return [name for name in names if name in known]
 
 
-def real() -> Table:
+def real(file: str = "real") -> Table:
     """A pretrained model on real questions: unseen ones, and train ones, cross-fitted."""
     names = ("EM", "EM to `base`", "F1", "answered", "well-formed", "steps", "steps to `base`")
     rows = [["split", "mode", *names, "prefilled", "cached", "seconds"]]
-    runs = read("real")["runs"]
+    runs = read(file)["runs"]
     for key in real_names(runs):
         split, name = key.split("/")
         result = runs[key]
@@ -411,9 +418,6 @@ def em_learns() -> Table:
     return rows
 
 
-SERVED = {"serving": "embedded", "serving_real": "SmolLM2-135M"}  # result files
-
-
 def served_runs() -> Table:
     """vLLM with log KV against this process: the same replies, and seconds of whole runs."""
     rows = [
@@ -429,23 +433,22 @@ def served_runs() -> Table:
         ]
     ]
     for name, model in SERVED.items():
-        if (RESULTS / f"{name}.json").is_file():
-            for mode, one in read(name)["timings"]["runs"].items():
-                counts = (one[what] for what in ("questions", "replies", "equal", "errors"))
-                seconds = (f"{one[f'seconds_{where}']:.0f}" for where in ("in_process", "vllm"))
-                rows.append([model, f"`{mode}`", *map(str, counts), *seconds])
+        for mode, one in read(name)["timings"]["runs"].items():
+            counts = (one[what] for what in ("questions", "replies", "equal", "errors"))
+            seconds = (f"{one[f'seconds_{where}']:.0f}" for where in ("in_process", "vllm"))
+            rows.append([model, f"`{mode}`", *map(str, counts), *seconds])
     return rows
 
 
 def served_checks() -> Table:
     """What must not go wrong there, and how many times sooner it is."""
-    names = [name for name in SERVED if (RESULTS / f"{name}.json").is_file()]
-    found = [row for row in measures(*names) if row["id"] != "V1"]
-    return [["id", "measure", "value"], *([r["id"], r["what"], f"{r['value']:.3g}"] for r in found)]
-
-
-def timed(name: str) -> bool:
-    return (RESULTS / f"{name}.json").is_file() and "seconds" in read(name)["timings"]
+    rows = [["id", "model", "measure", "value", "target", "reached"]]
+    for name, model in SERVED.items():
+        named = re.compile(f", {model}( model)?")
+        rows += [
+            [row["id"], model, named.sub("", row["what"]), *judged(row)] for row in measures(name)
+        ]
+    return rows
 
 
 def served_seconds() -> Table:
@@ -455,12 +458,11 @@ def served_seconds() -> Table:
     ]
     said = {"first": "to the first token, one at a time", "eight": "8 at once, 16 tokens each"}
     for name, model in SERVED.items():
-        if timed(name):
-            told = read(name)["timings"]["seconds"]
-            for part, what in said.items():
-                names = ("plain", "kv", "in_process_text", "in_process")
-                cells = [f"{told[f'{part}_{one}']:.2f}" for one in names]
-                rows.append([model, what, *cells])
+        told = read(name)["timings"]["seconds"]
+        for part, what in said.items():
+            names = ("plain", "kv", "in_process_text", "in_process")
+            cells = [f"{told[f'{part}_{one}']:.2f}" for one in names]
+            rows.append([model, what, *cells])
     return rows
 
 
@@ -508,6 +510,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "markers": markers,
     "four-way": four_way,
     "real": real,
+    "real-float32": lambda: real("real_float32"),
     "real-short": real_short,
     "real-kinds": real_kinds,
     "real-limits": real_limits,

@@ -102,8 +102,8 @@ def _in_blocks(
     parts = []
     for begin in range(0, query.shape[2], BLOCK):
         rows = slice(begin, begin + BLOCK)
-        hidden = mask[:, :, rows]
-        seen = hidden if hidden.dtype == torch.bool else hidden > torch.finfo(hidden.dtype).min
+        own = mask[:, :, rows]
+        seen = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min
         places = seen.any(2).any(0)[0].nonzero()
         keys = slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(None)
         parts.append(
@@ -111,7 +111,7 @@ def _in_blocks(
                 query[:, :, rows],
                 key[:, :, keys],
                 value[:, :, keys],
-                attn_mask=hidden[..., keys],
+                attn_mask=own[..., keys],
                 dropout_p=dropout,
                 scale=scaling,
                 enable_gqa=True,
