@@ -55,7 +55,8 @@ KINDS = {
     "full": "tags with their documents, as text",
     "none": "no logs",
 }
-UNTRAINED, TUNED = SIDES = "untrained", "log-tuned"
+TUNED = "log-tuned"
+SIDES = ("untrained", TUNED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ LARGE = ("runs", "log_probability_error", "lengths", "failures", "leaving", "sec
 PARTS = (*LARGE, "twins", "interrupted")
 RUN_MODES = ("base", "log_text", "log_kv", "log_kv_last_action")
 NEW_TOKENS = 48
-LOG_TOKENS, NUM_LOGS, PROMPT_TOKENS = 400, 3, 100  # of what V8 times
+LOG_TOKENS, NUM_LOGS = 400, 3  # of what V8 times
 
 
 @dataclass(eq=False)
