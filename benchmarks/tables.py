@@ -24,7 +24,7 @@ from lag.solvers import SOLVERS
 
 RESULTS = measure.ROOT / "benchmarks" / "results"
 FILES = (measure.ROOT / "benchmarks" / "README.md", measure.ROOT / "README.md")
-PLACE = re.compile(r"(<!-- table ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- table ([a-z0-9-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 SHORT = ("base", "log_text", "log_text_all", "log_kv", *CONTROLS)
 
 TUNED = {
