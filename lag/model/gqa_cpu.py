@@ -77,7 +77,7 @@ def attend(
     settings = dict(attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
     count = query.shape[2]
     if count > FEW:
-        return _in_blocks(query, key, value, attention_mask, dropout, scaling), None
+        return _in_blocks(query, key, value, **settings), None
     # a few queries of each of G heads are G times as many of one head
     heads = query.shape[1] // key.shape[1]
     folded = query.reshape(len(query), key.shape[1], heads * count, query.shape[-1])
@@ -91,9 +91,8 @@ def _in_blocks(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor,
-    dropout: float,
-    scaling: float | None,
+    attn_mask: Tensor,
+    **settings: Any,
 ) -> Tensor:
     """Attention (B, Q, H, D), for some queries at a time: keys that none of them sees are left out.
 
@@ -102,7 +101,7 @@ def _in_blocks(
     parts = []
     for begin in range(0, query.shape[2], BLOCK):
         rows = slice(begin, begin + BLOCK)
-        own = mask[:, :, rows]
+        own = attn_mask[:, :, rows]
         seen = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min
         places = seen.any(2).any(0)[0].nonzero()
         keys = slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(None)
@@ -112,9 +111,8 @@ def _in_blocks(
                 key[:, :, keys],
                 value[:, :, keys],
                 attn_mask=own[..., keys],
-                dropout_p=dropout,
-                scale=scaling,
                 enable_gqa=True,
+                **settings,
             ).transpose(1, 2)
         )
     return torch.cat(parts, 1)
