@@ -32,6 +32,7 @@ SHAPES = {
         num_attention_heads=14, num_key_value_heads=2)),
 }
 # fmt: on
+INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # of a processor, the widest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +147,8 @@ def made_by() -> dict[str, Any]:
 
     from lag.runs.manifest import commit_of, now, versions
 
-    model = [line for line in _cpuinfo() if line.startswith("model name")]
     return {
-        "device": model[0].split(":", 1)[1].strip() if model else platform.processor(),
+        "device": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "time": "CPU time of this process; other jobs may share the cores and the memory",
@@ -159,9 +159,15 @@ def made_by() -> dict[str, Any]:
     }
 
 
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Its name, and the widest instructions that it computes with: two of one name may differ."""
+    if not cpuinfo.exists():
+        return platform.processor()
+    lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines()]
+    told = {key.strip(): value.split() for key, _, value in reversed(lines)}
+    name = " ".join(told.get("model name", [])) or platform.processor()
+    widest = next((i for i in INSTRUCTIONS if i in told.get("flags", [])), "")
+    return f"{name} ({widest})" if widest else name
 
 
 def report(

@@ -30,6 +30,25 @@ def test_every_benchmark_can_be_imported():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (
+            "model name\t: AMD EPYC\nflags\t\t: fpu avx2 avx512f avx512_bf16\n\nmodel name\t: AMD EPYC\n",
+            "AMD EPYC (avx512_bf16)",
+        ),
+        ("model name : AMD EPYC\nflags : avx avx2\n", "AMD EPYC (avx2)"),
+        ("model name : Old\nflags : fpu\n", "Old"),
+    ],
+)
+def test_processors_of_one_name_are_told_apart(tmp_path, monkeypatch, lines, said):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import measure
+
+    (tmp_path / "cpuinfo").write_text(lines)
+    assert measure.processor(tmp_path / "cpuinfo") == said
+
+
 def test_every_measure_is_taken(tmp_path):
     out = tmp_path / "gpu.json"
     small = [
