@@ -466,10 +466,14 @@ def served_seconds() -> Table:
     return rows
 
 
-def four_way(name: str = "four_way") -> Table:
-    """Every way to keep logs on one stream: what it brings, and all that it costs."""
-    columns = ("orders", "EM", "EM to `base`", "steps", "computed tokens", "seconds", "writing")
-    rows = [["way", *columns, "times `base`'s seconds", "break-even question"]]
+def four_way(name: str = "four_way", timed: bool = True) -> Table:
+    """Every way to keep logs on one stream: what it brings, and all that it costs.
+
+    timed: whether its seconds compare with each other.
+    """
+    columns = ["orders", "EM", "EM to `base`", "steps", "computed tokens"]
+    times = ["seconds", "writing", "times `base`'s seconds", "break-even question"]
+    rows = [["way", *columns, *(times if timed else ())]]
     for row in read(name)["rows"]:
         rows.append([
             f"`{row['run']}`",
@@ -478,11 +482,14 @@ def four_way(name: str = "four_way") -> Table:
             spanned(row["to_base"], 100) if row["to_base"] else "",
             f"{row['steps']:.2f}",
             f"{row['tokens']:.0f}",
-            f"{row['seconds']:.2f}",
-            f"{row['writing']:.3f}",
-            f"{row['times']:.2f}",
-            told_break_even(row),
         ])  # fmt: skip
+        if timed:
+            rows[-1] += [
+                f"{row['seconds']:.2f}",
+                f"{row['writing']:.3f}",
+                f"{row['times']:.2f}",
+                told_break_even(row),
+            ]
     return rows
 
 
@@ -517,6 +524,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "real-exactness": real_exactness,
     "real-hidden": real_hidden,
     "real-four-way": lambda: four_way("real_four_way"),
+    "real-long-context": lambda: four_way("real_four_way_long", timed=False),
     "served-runs": served_runs,
     "served-checks": served_checks,
     "served-seconds": served_seconds,
