@@ -181,7 +181,7 @@ def pauses(args: argparse.Namespace) -> tuple[list[Measure], dict[str, Any]]:
 def main() -> None:
     from lag.tasks import TASKS
 
-    parser = measure.make_parser(__doc__)
+    parser = measure.make_parser(__doc__, shapes=True)
     parser.add_argument("--model", default=TASKS["miniwiki"].model, help="of S5 (%(default)s)")
     args = parser.parse_args()
     row, times = beside(args)
@@ -189,7 +189,7 @@ def main() -> None:
     found, times = pauses(args)
     measures += found
     timings[f"135M float32, {WRITING} rows write, a prompt of {LONG} tokens enters"] = times
-    for shape in measure.SHAPES:
+    for shape in args.shapes:
         seconds = measure.take_turns(routes(shape), args.repeats)
         timings[f"{shape}, {STEPS} tokens"] = measure.in_milliseconds(seconds)
         times = round(measure.ratio(seconds, "library's cache", "ours"), 3)

@@ -73,9 +73,9 @@ def rows(about: str, seconds: dict[str, list[float]]) -> list[Measure]:
 
 
 def main() -> None:
-    args = measure.parse_args(__doc__)
+    args = measure.parse_args(__doc__, shapes=True)
     measures, timings = [], {}
-    for shape in measure.SHAPES:
+    for shape in args.shapes:
         model = measure.build(shape)
         for batch in (1, 4):
             about = f"{shape}, batch {batch}"

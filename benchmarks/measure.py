@@ -128,17 +128,22 @@ def in_milliseconds(seconds: dict[str, list[float]]) -> dict[str, dict[str, floa
     }
 
 
-def make_parser(doc: str, repeats: int = 5) -> argparse.ArgumentParser:
+def make_parser(doc: str, repeats: int = 5, shapes: bool = False) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=repeats, help="of each route (%(default)s)")
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/")
+    if shapes:
+        from lag.cli import list_of
+
+        text = "of models; bfloat16 takes hours on a processor without its instructions (all)"
+        parser.add_argument("--shapes", type=list_of(SHAPES, "shape"), default=[*SHAPES], help=text)
     return parser
 
 
-def parse_args(doc: str, repeats: int = 5) -> argparse.Namespace:
-    return make_parser(doc, repeats).parse_args()
+def parse_args(doc: str, repeats: int = 5, shapes: bool = False) -> argparse.Namespace:
+    return make_parser(doc, repeats, shapes).parse_args()
 
 
 def made_by() -> dict[str, Any]:

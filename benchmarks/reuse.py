@@ -134,9 +134,9 @@ def rows(shape: str, length: int, seconds: dict[str, list[float]]) -> list[Measu
 
 
 def main() -> None:
-    args = measure.parse_args(__doc__)
+    args = measure.parse_args(__doc__, shapes=True)
     measures, timings = [], {}
-    for shape in measure.SHAPES:
+    for shape in args.shapes:
         model = measure.build(shape)
         for length in (512, 2048):
             with tempfile.TemporaryDirectory() as folder:

@@ -24,6 +24,7 @@ from lag.solvers import SOLVERS
 
 RESULTS = measure.ROOT / "benchmarks" / "results"
 FILES = (measure.ROOT / "benchmarks" / "README.md", measure.ROOT / "README.md")
+OLDER = "older/*.json"  # the same measures on another processor
 PLACE = re.compile(r"(<!-- table ([a-z0-9-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 SHORT = ("base", "log_text", "log_text_all", "log_kv", *CONTROLS)
 
@@ -207,8 +208,14 @@ def judged(row: Mapping[str, Any]) -> list[str]:
 def speed() -> Table:
     """Every measure with a target, and whether it is reached; a server's have a table of their own."""
     names = sorted({path.stem for path in RESULTS.glob("*.json")} - {*SERVED})
-    found = [[row["id"], row["what"], *judged(row)] for row in measures(*names)]
-    return [["id", "measure", "value", "target", "reached"], *(row for row in found if row[-1])]
+    others = sorted(str(path.with_suffix("").relative_to(RESULTS)) for path in RESULTS.glob(OLDER))
+    again = {(row["id"], row["what"]): judged(row) for row in measures(*others)}
+    rows = [["id", "measure", "target", "value", "reached", "older processor", "reached there"]]
+    for row in measures(*names):
+        value, target, reached = judged(row)
+        there, _, reached_there = again.get((row["id"], row["what"]), [""] * 3)
+        rows.append([row["id"], row["what"], target, value, reached, there, reached_there])
+    return [row for row in rows if row[2]]
 
 
 def linking() -> Table:
@@ -240,11 +247,12 @@ def linked_answers() -> Table:
 def made() -> Table:
     """On which machine, with which versions, and when each result file was made."""
     rows = [["results", "device", "torch", "transformers", "commit", "date", "load"]]
-    for path in sorted(RESULTS.glob("*.json")):
-        by = read(path.stem)["made_by"]
+    for path in sorted([*RESULTS.glob("*.json"), *RESULTS.glob(OLDER)]):
+        name = path.relative_to(RESULTS)
+        by = read(str(name.with_suffix("")))["made_by"]
         versions, changed = by["versions"], " and changes" if by["dirty"] else ""
         rows.append([
-            f"`{path.name}`",
+            f"`{name}`",
             f"{by['device']}, {by['cores']} cores",
             versions["torch"],
             versions["transformers"],

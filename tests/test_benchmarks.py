@@ -76,7 +76,7 @@ def test_every_measure_is_taken(tmp_path):
 
 def test_no_result_names_a_folder_of_the_machine_that_made_it():
     """One listed the files that were scored, with the paths they had there."""
-    files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    files = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
     assert files and not [path.name for path in files if '"/' in path.read_text()]
 
 
