@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 logger = logging.getLogger(__name__)
 NAME = "lag_shared_keys"  # in the library's table, beside its own
 FEW = 8  # tokens, at most, that are treated otherwise than a prompt
-BLOCK = 64  # queries of a prompt that are computed together
+BLOCK = 192  # queries of a prompt that are computed together: fewer take a slower way in torch
 UNKNOWN = ("position_bias", "softcap", "cache")  # arguments of the library's that are not for us
 
 
@@ -76,8 +76,11 @@ def attend(
         )
     settings = dict(attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
     count = query.shape[2]
-    if count > FEW:
+    if count > BLOCK and 2 * count > key.shape[2]:
         return _in_blocks(query, key, value, **settings), None
+    if count > FEW:  # behind many keys, of which each query sees most
+        found = scaled_dot_product_attention(query, key, value, enable_gqa=True, **settings)
+        return found.transpose(1, 2).contiguous(), None
     # a few queries of each of G heads are G times as many of one head
     heads = query.shape[1] // key.shape[1]
     folded = query.reshape(len(query), key.shape[1], heads * count, query.shape[-1])
@@ -96,7 +99,8 @@ def _in_blocks(
 ) -> Tensor:
     """Attention (B, Q, H, D), for some queries at a time: keys that none of them sees are left out.
 
-    The library computes these as well and then masks them: of a prompt half of all.
+    The library computes these as well and then masks them: of a prompt half of all, of one whose
+    beginning is in the cache already a share that does not pay for the blocks.
     """
     parts = []
     for begin in range(0, query.shape[2], BLOCK):
