@@ -19,7 +19,7 @@ from pathlib import Path
 import measure
 from measure import Measure
 
-sys.path.insert(0, str(measure.ROOT / "tests"))
+sys.path[:0] = [str(measure.ROOT / "tests"), str(measure.ROOT / "tests" / "kv_store")]
 
 
 def kills(folder: Path, times: int) -> Counter:
