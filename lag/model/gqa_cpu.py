@@ -78,7 +78,7 @@ def attend(
     count = query.shape[2]
     if count > BLOCK and 2 * count > key.shape[2]:
         return _in_blocks(query, key, value, **settings), None
-    if count > FEW:  # behind many keys, of which each query sees most
+    if count > FEW:  # too few for blocks, or behind so many keys that blocks leave out little
         found = scaled_dot_product_attention(query, key, value, enable_gqa=True, **settings)
         return found.transpose(1, 2).contiguous(), None
     # a few queries of each of G heads are G times as many of one head

@@ -307,11 +307,12 @@ def test_forwards_are_spared_and_counted(limit):
     """Said again, a reply is mostly guessed; a forward writes one token and what was accepted."""
     model = families.movable("llama")
     forwards = []
-    model.model.register_forward_hook(lambda *_: forwards.append(1))
+    hook = model.model.register_forward_hook(lambda *_: forwards.append(1))
     plain, drafted = (
         asked_twice(make_llm(model, None, draft=draft, max_new_tokens=limit, reuse=False))
         for draft in ("off", "logs")
     )
+    hook.remove()  # the model is other tests' as well
     assert [reply.text for reply in plain] == [reply.text for reply in drafted]
     assert not any(reply.drafted_tokens or reply.accepted_tokens for reply in plain)
     accepted = [reply.accepted_tokens for reply in drafted]
