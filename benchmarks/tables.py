@@ -123,9 +123,31 @@ def grouped(key: str, words: Callable[[str], str], order: Iterable[str]) -> Tabl
 
 
 def pairs() -> Table:
-    rows = [["difference in EM", "points"]]
+    """Differences between runs: the model's, and those of a reader that misreads nothing."""
+    perfect = read("perfect_reader")["pairs"]
+    rows = [["difference in EM", "this model", "a perfect reader"]]
     for name, one in read("worlds")["pairs"].items():
-        rows.append([" - ".join(f"`{run}`" for run in name.split(" - ")), spanned(one, 100)])
+        runs = " - ".join(f"`{run}`" for run in name.split(" - "))
+        most = spanned(perfect[name], 100) if name in perfect else ""
+        rows.append([runs, spanned(one, 100), most])
+    return rows
+
+
+def perfect() -> Table:
+    """EM of a reader that misreads nothing, and the model's in brackets: of all, and by place."""
+    theirs, mine = read("perfect_reader"), read("worlds")
+    runs = [name for name in ("base", "log_text", "log_text_all", "log_kv") if name in mine["runs"]]
+    rows = [["questions", "how many", *(f"`{run}`" for run in runs)]]
+
+    def add(words: str, count: int, most: Mapping[str, float], own: Mapping[str, float]) -> None:
+        cells = [f"{100 * most[run]:.1f} ({100 * own[run]:.1f})" for run in runs]
+        rows.append([words, str(count), *cells])
+
+    levels = [{run: found["runs"][run]["em"]["value"] for run in runs} for found in (theirs, mine)]
+    add("all", theirs["questions"], *levels)
+    for name, words in PLACES.items():
+        place = theirs["by_place"][name]
+        add(words, place["questions"], place["em"], mine["by_place"][name]["em"])
     return rows
 
 
@@ -504,6 +526,7 @@ def four_way(name: str = "four_way", timed: bool = True) -> Table:
 TABLES: dict[str, Callable[[], Table]] = {
     "short": lambda: pooled(SHORT),
     "worlds": lambda: pooled(SHOWN),
+    "perfect": perfect,
     "claims": claims,
     "pairs": pairs,
     "hops": lambda: grouped("by_hops", lambda n: f"{n} hops", "23456"),

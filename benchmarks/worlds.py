@@ -66,6 +66,14 @@ class Measured:
     def questions(self) -> dict[str, Question]:
         return {q.id: q for q in read_questions(self.paths, TASKS[NAME], self.split)}
 
+    def named(self, prefix: str) -> dict[str, Question]:
+        """The questions as those of several worlds are told apart, sub-questions included."""
+        found = {}
+        for id, question in self.questions.items():
+            key, parts = f"{prefix} {id}", (f"{prefix} {part}" for part in question.subquestions)
+            found[key] = replace(question, id=key, subquestions=tuple(parts))
+        return found
+
     @cached_property
     def results(self) -> dict[str, dict[str, Any]]:
         """What the evaluator wrote, by run.
@@ -140,10 +148,7 @@ class Pooled:
         questions, runs = {}, {}
         names = set.intersection(*(set(world.results) for world in worlds.values()))
         for prefix, world in worlds.items():
-            for id, question in world.questions.items():
-                parts = tuple(f"{prefix} {part}" for part in question.subquestions)
-                key = f"{prefix} {id}"
-                questions[key] = replace(question, id=key, subquestions=parts)
+            questions |= world.named(prefix)
             for name in sorted(names):
                 found = world.results[name]["questions"]
                 runs.setdefault(name, {}).update({f"{prefix} {id}": v for id, v in found.items()})
