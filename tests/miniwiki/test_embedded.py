@@ -34,10 +34,8 @@ def flags(tmp_path_factory):
     assert dataset.main(flags) == 0
     assert embed.main([*flags, *own]) == 0
     flags += ["--limit", str(FEW), "--max-new-tokens", "96", "--model", str(SHIPPED / "model")]
-    flags += [
-        "--batch-size",
-        str(FEW),
-    ]  # so small a model spends its time in Python, which rows share
+    # So small a model spends its time in Python, which rows share.
+    flags += ["--batch-size", str(FEW)]
     assert agentic.main([*flags, *own, "-m", "base"]) == 0
     assert agentic.main([*flags, *own, "-m", "base", "--merge", "--as-log"]) == 0
     return [*flags, *own]
