@@ -16,6 +16,7 @@ from lag.records import Log
 from lag.tasks import TASKS, load_qa
 from lag.train.examples import Format
 
+ROOT = Path(__file__).resolve().parents[2]
 TASK = TASKS["miniwiki"]
 DEVELOPMENT_SEED = 501
 SCORED = ("base", "log_text", "log_kv", "log_kv_last_action")
@@ -170,3 +171,21 @@ def test_random_logs_help_nobody(runs):
     assert alike(random, base) > 0.9
     assert abs(exact(random) - exact(base)) < 2
     assert abs(steps(random) - steps(base)) < 0.1
+
+
+def test_the_page_s_perfect_reader_is_that_one(runs, tmp_path, monkeypatch):
+    """`benchmarks/perfect_reader.py` from the same logs: hidden text counts, a stranger's does not."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import perfect_reader
+    from worlds import Measured
+
+    made(tmp_path, "--seed", str(DEVELOPMENT_SEED))
+    world = Measured(tmp_path)
+    world.questions = dict(list(world.questions.items())[:FEW])
+    world.logs = [Log.of(trace) for trace in runs["train"]]
+    found = perfect_reader.answered(world)
+    for mode in perfect_reader.MODES:
+        right = {trace.id: trace.pred in trace.gold_answer for trace in runs[mode][:FEW]}
+        assert {id: row["em"] for id, row in found[mode].items()} == right, mode
+    assert found["log_kv_wrong-context"] == found["log_text"] != found["log_kv"]
+    assert found["log_kv_random"] != found["log_kv"]
