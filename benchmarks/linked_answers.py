@@ -7,7 +7,6 @@ Started again after an end of any kind, it goes on where it was. The embedded mo
 neither flag, and its logs keep about 13 tokens each, so that 16 are nearly all.
 """
 
-import argparse
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -140,13 +139,7 @@ def cells_of(one: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", metavar="DIR", type=Path, nargs="+", help="one folder per world")
-    default = measure.ROOT / "benchmarks" / "results" / "linked_answers.json"
-    parser.add_argument("--out", type=Path, default=default, help="result file (%(default)s)")
-    args = parser.parse_args()
+    args = measure.parse_worlds(__doc__, "linked_answers.json")
     worlds = {f"world {n + 1}": data.resolve() for n, data in enumerate(args.data)}
     for data in worlds.values():
         for layout in LAYOUTS:

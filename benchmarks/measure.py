@@ -146,6 +146,17 @@ def parse_args(doc: str, repeats: int = 5, shapes: bool = False) -> argparse.Nam
     return make_parser(doc, repeats, shapes).parse_args()
 
 
+def parse_worlds(doc: str, name: str = "", out: str = "result file") -> argparse.Namespace:
+    """Folders of worlds, and where what is gathered from them goes."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", metavar="DIR", type=Path, nargs="+", help="one folder per world")
+    default = ROOT / "benchmarks" / "results" / name
+    parser.add_argument("--out", type=Path, default=default, help=f"{out} (%(default)s)")
+    return parser.parse_args()
+
+
 def made_by() -> dict[str, Any]:
     """Machine, versions, commit and date."""
     import torch

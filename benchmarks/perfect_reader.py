@@ -9,13 +9,11 @@ what led to the name that these begin with. Its gain is therefore the most that 
 better could show there, in each mode. Writes perfect_reader.json.
 """
 
-import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import measure  # first: it finds the toolkit
-from worlds import NAME, SEED, Measured, Pooled
+from worlds import NAME, SEED, Measured, Pooled, Values, places
 
 from lag import cli
 from lag.agent.agent import LoopSettings
@@ -61,10 +59,10 @@ def agents(world: Measured) -> tuple[RolloutModel, dict[str, LoopSettings]]:
     return model, found
 
 
-def answered(world: Measured) -> dict[str, dict[str, dict[str, float]]]:
+def answered(world: Measured) -> dict[str, Values]:
     """EM and steps by run and question."""
     model, settings = agents(world)
-    found: dict[str, dict[str, dict[str, float]]] = {run: {} for run in settings}
+    found: dict[str, Values] = {run: {} for run in settings}
     for run, agent in settings.items():
         for id, question in world.questions.items():
             trace, _ = model.rollout(question, agent)
@@ -75,14 +73,7 @@ def answered(world: Measured) -> dict[str, dict[str, dict[str, float]]]:
 
 def gathered(worlds: Mapping[str, Measured]) -> dict[str, Any]:
     """Levels and differences over all worlds, and EM by where what is hard to find stood."""
-    questions, runs = {}, {}
-    for prefix, world in worlds.items():
-        questions |= world.named(prefix)
-        for run, values in answered(world).items():
-            mine = {f"{prefix} {id}": value for id, value in values.items()}
-            runs.setdefault(run, {}).update(mine)
-    pooled = Pooled(questions, runs)
-    parts = [id.split(" ", 1) for id in pooled.ids]
+    pooled = Pooled.of(worlds, answered)
     return {
         "worlds": [*worlds],
         "questions": len(pooled.ids),
@@ -90,18 +81,12 @@ def gathered(worlds: Mapping[str, Measured]) -> dict[str, Any]:
             run: {what: pooled.level(run, what) for what in ("em", "steps")} for run in pooled.runs
         },
         "pairs": {f"{a} - {b}": pooled.change(a, b) for a, b in PAIRS},
-        "by_place": pooled.grouped([worlds[name].place(id) for name, id in parts]),
+        "by_place": pooled.grouped(places(pooled, worlds)),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", metavar="DIR", type=Path, nargs="+", help="one folder per world")
-    default = measure.ROOT / "benchmarks" / "results" / "perfect_reader.json"
-    parser.add_argument("--out", type=Path, default=default, help="result file (%(default)s)")
-    args = parser.parse_args()
+    args = measure.parse_worlds(__doc__, "perfect_reader.json")
     found = [Measured(data) for data in args.data]
     result = gathered({str(world.world.seed): world for world in found})
     for run, row in result["runs"].items():

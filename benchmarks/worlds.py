@@ -7,9 +7,8 @@ drawn together, pooled over the worlds. Questions are told apart by hops, and by
 find on their way stood. Writes worlds.json and worlds.png.
 """
 
-import argparse
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -65,14 +64,6 @@ class Measured:
     @cached_property
     def questions(self) -> dict[str, Question]:
         return {q.id: q for q in read_questions(self.paths, TASKS[NAME], self.split)}
-
-    def named(self, prefix: str) -> dict[str, Question]:
-        """The questions as those of several worlds are told apart, sub-questions included."""
-        found = {}
-        for id, question in self.questions.items():
-            key, parts = f"{prefix} {id}", (f"{prefix} {part}" for part in question.subquestions)
-            found[key] = replace(question, id=key, subquestions=tuple(parts))
-        return found
 
     @cached_property
     def results(self) -> dict[str, dict[str, Any]]:
@@ -136,6 +127,10 @@ class Measured:
         return max(where, key=list(PLACES).index)
 
 
+def evaluated(world: Measured) -> dict[str, Values]:
+    return {run: result["questions"] for run, result in world.results.items()}
+
+
 @dataclass(frozen=True)
 class Pooled:
     """Values of several worlds as one, with the clusters of each."""
@@ -144,14 +139,23 @@ class Pooled:
     runs: dict[str, Values]
 
     @classmethod
-    def of(cls, worlds: Mapping[str, Measured]) -> "Pooled":
+    def of(
+        cls,
+        worlds: Mapping[str, Measured],
+        answers: Callable[[Measured], Mapping[str, Values]] | None = None,
+    ) -> "Pooled":
+        """answers: of a world, by run; default: what the evaluator wrote."""
+        found = {name: (answers or evaluated)(world) for name, world in worlds.items()}
         questions, runs = {}, {}
-        names = set.intersection(*(set(world.results) for world in worlds.values()))
+        names = set.intersection(*map(set, found.values()))
         for prefix, world in worlds.items():
-            questions |= world.named(prefix)
+            for id, question in world.questions.items():
+                parts = tuple(f"{prefix} {part}" for part in question.subquestions)
+                key = f"{prefix} {id}"
+                questions[key] = replace(question, id=key, subquestions=parts)
             for name in sorted(names):
-                found = world.results[name]["questions"]
-                runs.setdefault(name, {}).update({f"{prefix} {id}": v for id, v in found.items()})
+                mine = {f"{prefix} {id}": v for id, v in found[prefix][name].items()}
+                runs.setdefault(name, {}).update(mine)
         return cls(questions, runs)
 
     @cached_property
@@ -184,6 +188,12 @@ class Pooled:
             em = {run: float(self.values(run, "em")[mine].mean()) for run in self.runs}
             found[label] = {"questions": int(mine.sum()), "em": em}
         return found
+
+
+def places(pooled: Pooled, worlds: Mapping[str, Measured]) -> list[str]:
+    """Where what is hardest to find stood, of each of the pooled questions."""
+    parts = [id.split(" ", 1) for id in pooled.ids]
+    return [worlds[name].place(id) for name, id in parts]
 
 
 def pooled_rows(pooled: Pooled, worlds: Mapping[str, Measured]) -> dict[str, Any]:
@@ -389,7 +399,6 @@ def gathered(worlds: Mapping[str, Measured]) -> dict[str, Any]:
     rows = pooled_rows(pooled, worlds)
     parts = [id.split(" ", 1) for id in pooled.ids]
     hops = [str(len(worlds[name].world.chains[id].nouns)) for name, id in parts]
-    places = [worlds[name].place(id) for name, id in parts]
     pairs = [pair for pair in PAIRS if set(pair) <= set(rows)]
     return {
         "worlds": {name: {"seed": w.world.seed} for name, w in worlds.items()},
@@ -397,7 +406,7 @@ def gathered(worlds: Mapping[str, Measured]) -> dict[str, Any]:
         "runs": rows,
         "pairs": {f"{a} - {b}": pooled.change(a, b) for a, b in pairs},
         "by_hops": pooled.grouped(hops),
-        "by_place": pooled.grouped(places),
+        "by_place": pooled.grouped(places(pooled, worlds)),
         "reasons": dict(sum((reasons(world) for world in worlds.values()), Counter())),
         "min_similarity": harm_by_bound(worlds),
         "seen": seen(worlds),
@@ -418,13 +427,7 @@ def seen(worlds: Mapping[str, Measured]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", metavar="DIR", type=Path, nargs="+", help="one folder per world")
-    folder = measure.ROOT / "benchmarks" / "results"
-    parser.add_argument("--out", type=Path, default=folder, help="folder (benchmarks/results)")
-    args = parser.parse_args()
+    args = measure.parse_worlds(__doc__, out="folder")
     found = [Measured(data) for data in args.data]
     worlds = {str(world.world.seed): world for world in found}
     result = gathered(worlds)
